@@ -1,0 +1,1 @@
+The proxy carries a container's process from end to end: the daemon (``twistd ccproxy`` and the drop-in ``cc-proxy``), a client library, a shim, an embedded VM to try it all without a hypervisor, and ``ccproxyctl run``, ``exec`` and ``demo``.
