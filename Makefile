@@ -1,0 +1,133 @@
+# Each habit is one command, and sets up what it needs in .venv:
+#
+#   make run            try ccproxy out: a shell in an embedded VM (CMD='...' for one command)
+#   make test           everything that has to hold: types, style, tests, coverage
+#   make test-lowest    the fast tests with the oldest supported dependencies
+#   make lint           types and style alone
+#   make docs           the documentation, in docs/_build
+#   make conformance    the black-box suite, where it lies beside this folder
+#   make clean          remove all that these have made
+#
+# TESTS='ccproxy.test.test_x ...' chooses what `make unit` runs.
+
+PYTHON ?= python3
+VENV ?= .venv
+CONFORMANCE ?= ../shared/conformance/run.py
+
+BIN := $(CURDIR)/$(VENV)/bin
+LOWEST := .venv-lowest
+SOURCES := $(shell find ccproxy twisted -name __pycache__ -prune -o -print)
+FAST_TESTS := $(filter-out %.test_process_%,$(subst /,.,$(basename $(filter ccproxy/test/test_%.py,$(SOURCES)))))
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: run command test unit lint test-lowest check-run docs conformance clean
+.DELETE_ON_ERROR:
+
+# The command is given to the shell inside the VM exactly as it was typed, so make must not look
+# for variables in it.
+ifdef CMD
+export CCPROXY_CMD := $(value CMD)
+unexport CMD
+COMMAND = sh -c "$$CCPROXY_CMD"
+endif
+
+# make exits with 2 when a recipe fails, whatever its status. So `command` always succeeds and
+# leaves the status in a file, and `run` makes it make's own: make/exitstatus.py says how.
+STATUS := $(VENV)/.status-$(shell echo $$PPID)
+
+run: command
+	@$(eval status := $(shell cat $(STATUS) && rm -f $(STATUS)))\
+	$(if $(filter-out 0,$(status)),$(eval -load $(shell $(PYTHON) make/exitstatus.py $(status) $(VENV))))\
+	exit $(status)
+
+command: $(VENV)/.installed
+	@status=0; env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS -u MAKEOVERRIDES "$(BIN)/python" -P -m ccproxy.tools.demo \
+	    --log $(VENV)/demo.log -- $(COMMAND) || status=$$?; echo $$status > $(STATUS)
+
+test: lint unit check-run
+
+# From an empty folder and with -P, so that what is tested is the installed wheel.
+unit: $(VENV)/.tools
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cd "$$folder" && \
+	"$(BIN)/python" -P -m coverage run --rcfile="$(CURDIR)/setup.cfg" -m twisted.trial $(or $(TESTS),ccproxy) && \
+	$(if $(TESTS),true,"$(BIN)/coverage" combine -q --rcfile="$(CURDIR)/setup.cfg" && \
+	"$(BIN)/coverage" report --rcfile="$(CURDIR)/setup.cfg")
+
+lint: $(VENV)/.tools
+	"$(BIN)/mypy" ccproxy twisted/plugins/ccproxy_plugin.py make/exitstatus.py
+	"$(BIN)/ruff" check .
+
+test-lowest: $(LOWEST)/.installed
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cd "$$folder" && \
+	"$(CURDIR)/$(LOWEST)/bin/python" -P -m twisted.trial $(FAST_TESTS)
+
+# What a newcomer types first.
+check-run: $(VENV)/.installed
+	@echo "make run CMD='echo hello; echo oops >&2; exit 7'"
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && status=0 && \
+	$(MAKE) --no-print-directory run CMD='echo hello; echo oops >&2; exit 7' \
+	    > "$$folder/out" 2> "$$folder/err" < /dev/null || status=$$?; \
+	cat "$$folder/err" && test "$$status" = 7 && test "$$(cat "$$folder/out")" = hello && grep -qx oops "$$folder/err"
+
+docs: $(VENV)/.docs
+	"$(BIN)/sphinx-build" -q -W --keep-going -b html docs docs/_build
+	@echo "docs/_build/index.html"
+
+conformance: $(VENV)/.installed
+ifeq ($(wildcard $(CONFORMANCE)),)
+	@echo "$(CONFORMANCE) is not here: nothing to run"
+else
+	$(PYTHON) "$(CONFORMANCE)" --tier compat --start '$(BIN)/cc-proxy -socket-path {socket}'
+	$(PYTHON) "$(CONFORMANCE)" --tier compat --start '$(BIN)/twistd -n --pidfile= ccproxy --socket {socket}'
+endif
+
+clean:
+	rm -rf $(VENV) $(LOWEST) build *.egg-info docs/_build .mypy_cache .ruff_cache
+	find ccproxy twisted make -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamps: what is installed, and when.
+
+define create
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+    { echo "ccproxy needs Python 3.11 or later; $$($(PYTHON) --version 2>&1) is here. Try: make PYTHON=python3.12" >&2; exit 1; }
+@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+    { echo "$(PYTHON) has no venv module. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+@echo "Setting up $(1)" >&2
+@$(PYTHON) -m venv $(1) >&2
+@$(1)/bin/pip install -q --upgrade pip 'setuptools >= 70.1' >&2
+@touch $@
+endef
+
+$(VENV)/.created:
+	$(call create,$(VENV))
+
+$(LOWEST)/.created:
+	$(call create,$(LOWEST))
+
+$(VENV)/.wheel: $(SOURCES) setup.cfg pyproject.toml README.md LICENSE | $(VENV)/.created
+	@rm -rf build $(VENV)/wheel
+	@$(BIN)/pip wheel -q --no-deps --no-build-isolation -w $(VENV)/wheel . >&2
+	@touch $@
+
+WHEEL = $$(echo $(VENV)/wheel/ccproxy-*.whl)
+
+$(VENV)/.installed: $(VENV)/.wheel
+	@echo "Installing ccproxy into $(VENV)" >&2
+	@$(BIN)/pip install -q --force-reinstall --no-deps $(WHEEL) >&2
+	@$(BIN)/pip install -q $(WHEEL) >&2
+	@touch $@
+
+$(VENV)/.tools: setup.cfg $(VENV)/.installed
+	@$(BIN)/pip install -q "$(WHEEL)[test,lint]" >&2
+	@touch $@
+
+$(VENV)/.docs: setup.cfg $(VENV)/.installed
+	@$(BIN)/pip install -q "$(WHEEL)[docs]" >&2
+	@touch $@
+
+# The lower bounds are those of install_requires.
+$(LOWEST)/.installed: $(VENV)/.wheel | $(LOWEST)/.created
+	@sed -n '/^install_requires/,/^$$/s/^ *\([a-z.]*\) >= /\1 == /p' setup.cfg > $(LOWEST)/constraints
+	@$(LOWEST)/bin/pip install -q --force-reinstall --no-deps $(WHEEL) >&2
+	@$(LOWEST)/bin/pip install -q -c $(LOWEST)/constraints "$(WHEEL)[test]" >&2
+	@touch $@

@@ -1,0 +1,239 @@
+"""
+C{ccproxyctl demo}: a proxy with an embedded VM for as long as one command takes.
+
+It starts a daemon of its own with its socket in a private folder, runs the command in the VM
+through it with C{ccproxyctl run}, ends with the command's status, and leaves nothing behind.
+All that it says itself goes to stderr: stdin and stdout belong to the command.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from collections.abc import Sequence
+from types import FrameType, TracebackType
+
+from twisted.python import usage
+
+VM = "demo"
+START_TIMEOUT = 30.0
+#: More than the daemon takes at most for an ordered stop.
+STOP_TIMEOUT = 10.0
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+GREETING = 'echo "Hello from the VM: $(uname -sr), user $(id -un), process $$"'
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class DemoOptions(usage.Options):
+    """The options of C{ccproxyctl demo}."""
+
+    synopsis = "[options] [--] [COMMAND [ARGUMENT...]]"
+    longdesc = (
+        "Start a proxy with an embedded VM, run a command in the VM, and stop it all. Without a "
+        "command: a shell if stdin is a terminal, else a short greeting. The embedded VM isolates "
+        "nothing: the command runs on this machine, as the user who started it."
+    )
+    optParameters = [
+        ["log", None, None, "Keep the daemon's log in this file. [default: gone at the end]"],
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.command: list[str] = []
+
+    def parseArgs(self, *command: str) -> None:
+        """The command, word for word."""
+        self.command = list(command)
+
+
+class DemoError(Exception):
+    """The demo could not begin; its text says why."""
+
+
+def _dieWithParent() -> None:
+    """In a child, before its program: get SIGTERM when the demo dies, however it dies."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+class Demo:
+    """
+    One daemon and one command, as a context that stops whatever it started.
+
+    @ivar logPath: where the daemon's log is.
+    @ivar socketPath: where the daemon listens.
+    """
+
+    def __init__(self, logPath: str | None = None) -> None:
+        self._folder = tempfile.mkdtemp(prefix="ccproxy-")
+        self.socketPath = os.path.join(self._folder, "proxy.sock")
+        self.logPath = os.path.abspath(logPath or os.path.join(self._folder, "daemon.log"))
+        self._daemon: subprocess.Popen[bytes] | None = None
+        self._command: subprocess.Popen[bytes] | None = None
+        self._terminal = termios.tcgetattr(0) if os.isatty(0) else None
+        self._ending = False
+
+    def __enter__(self) -> Demo:
+        # Functions rather than SIG_IGN, which the children would inherit.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._end)
+        signal.signal(signal.SIGINT, self._interrupted)
+        # What a command leaves in the background comes to us when its parent has gone.
+        _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ending = True
+        for process in (self._command, self._daemon):
+            if process is not None and process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(STOP_TIMEOUT)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+        _killDescendants()
+        if self._terminal is not None:
+            termios.tcsetattr(0, termios.TCSADRAIN, self._terminal)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        """Ctrl-C reaches the command by itself: it is in the same process group."""
+        if self._command is None:
+            self._end(number, frame)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        """Somebody wants us to end: what waits in L{start} or L{run} is told."""
+        if not self._ending:
+            self._ending = True
+            raise SystemExit(128 + number)
+
+    def start(self) -> None:
+        """
+        Start the daemon, and wait until it listens.
+
+        @raise DemoError: it does not come up.
+        """
+        twistd = os.path.join(os.path.dirname(sys.executable), "twistd")
+        command = [twistd, "-n", "--pidfile=", "ccproxy"]
+        command += ["--socket-path", self.socketPath, "--embedded-vm", VM]
+        with open(self.logPath, "wb") as log:
+            self._daemon = subprocess.Popen(  # noqa: PLW1509 (there is one thread)
+                command,
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=_dieWithParent,
+            )
+        deadline = time.monotonic() + START_TIMEOUT
+        while not self._listens():
+            if self._daemon.poll() is not None:
+                raise DemoError(f"the daemon ended with status {self._daemon.returncode}")
+            if time.monotonic() > deadline:
+                raise DemoError(f"the daemon does not listen after {START_TIMEOUT:g} s")
+            time.sleep(0.02)
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(self.socketPath)
+            except OSError:
+                return False
+            return True
+
+    def run(self, command: Sequence[str], terminal: bool) -> int:
+        """
+        Run a command in the VM, with the stdin, stdout and stderr that we have.
+
+        @param terminal: whether it gets a terminal.
+        @return: its exit status, as a shell would give it.
+        """
+        words = [sys.executable, "-P", "-m", "ccproxy.tools.ccproxyctl", "run"]
+        words += ["--socket", self.socketPath, "--vm", VM, *(["--tty"] if terminal else [])]
+        words += ["--", *command]
+        self._command = subprocess.Popen(  # noqa: PLW1509 (there is one thread)
+            words, preexec_fn=_dieWithParent
+        )
+        status = self._command.wait()
+        return status if status >= 0 else 128 - status
+
+
+def _killDescendants() -> None:
+    """Kill what is left below this process, until nothing is."""
+    children = f"/proc/self/task/{os.getpid()}/children"
+    while os.path.exists(children):
+        with open(children) as file:
+            pids = [int(pid) for pid in file.read().split()]
+        if not pids:
+            return
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _tail(path: str, lines: int = 15) -> str:
+    with open(path, errors="replace") as file:
+        return "".join(file.readlines()[-lines:])
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def demo(command: Sequence[str], logPath: str | None = None) -> int:
+    """
+    Run a command in an embedded VM behind a daemon of its own.
+
+    @param command: the command, word for word; empty is a shell or a greeting.
+    @param logPath: where to keep the daemon's log; L{None} is nowhere.
+    @return: the exit status.
+    """
+    terminal = not command and os.isatty(0)
+    if not command:
+        shell = shutil.which("bash") or "sh"
+        command = [shell] if terminal else [shell, "-c", GREETING]
+    with Demo(logPath) as stage:
+        _say(f"ccproxy: starting a proxy with the embedded VM {VM!r}; its log: {stage.logPath}")
+        try:
+            stage.start()
+        except DemoError as error:
+            _say(f"ccproxy: {error}. The end of its log:\n{_tail(stage.logPath)}")
+            return 1
+        path = "ccproxyctl run (runtime and shim) -> proxy -> agent -> process"
+        _say(f"ccproxy: {path}: {' '.join(command) if terminal else 'begins'}")
+        return stage.run(command, terminal)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    The command, without its name.
+
+    @return: the exit status.
+    """
+    options = DemoOptions()
+    try:
+        options.parseOptions(sys.argv[1:] if arguments is None else arguments)
+    except usage.UsageError as error:
+        _say(f"{options}\nccproxyctl demo: {error}")
+        return 2
+    return demo(options.command, options["log"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
