@@ -20,6 +20,7 @@ import termios
 import time
 from collections.abc import Sequence
 from types import FrameType, TracebackType
+from typing import Any
 
 from twisted.python import usage
 
@@ -61,8 +62,13 @@ class DemoError(Exception):
 
 
 def _dieWithParent() -> None:
-    """In a child, before its program: get SIGTERM when the demo dies, however it dies."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def _spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a child that gets SIGTERM when the demo dies, however it dies."""
+    # What makes preexec_fn unsafe is threads, and there are none.
+    return subprocess.Popen(command, preexec_fn=_dieWithParent, **options)  # noqa: PLW1509
 
 
 class Demo:
@@ -132,14 +138,13 @@ class Demo:
         command = [twistd, "-n", "--pidfile=", "ccproxy"]
         command += ["--socket-path", self.socketPath, "--embedded-vm", VM]
         with open(self.logPath, "wb") as log:
-            self._daemon = subprocess.Popen(  # noqa: PLW1509 (there is one thread)
+            self._daemon = _spawn(
                 command,
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_dieWithParent,
             )
         deadline = time.monotonic() + START_TIMEOUT
         while not self._listens():
@@ -166,10 +171,7 @@ class Demo:
         """
         words = [sys.executable, "-P", "-m", "ccproxy.tools.ccproxyctl", "run"]
         words += ["--socket", self.socketPath, "--vm", VM, *(["--tty"] if terminal else [])]
-        words += ["--", *command]
-        self._command = subprocess.Popen(  # noqa: PLW1509 (there is one thread)
-            words, preexec_fn=_dieWithParent
-        )
+        self._command = _spawn([*words, "--", *command])
         status = self._command.wait()
         return status if status >= 0 else 128 - status
 
