@@ -1,0 +1,25 @@
+"""
+How the proxy's socket is named: C{unix://PATH}, or just the path.
+"""
+
+from __future__ import annotations
+
+#: Where the proxy listens if nobody says otherwise.
+DEFAULT_SOCKET = "/var/run/clear-containers/proxy.sock"
+#: The longest path that fits a socket's address, in bytes.
+MAX_PATH = 107
+
+
+def socketPath(url: str) -> str:
+    """
+    The path of a socket.
+
+    @param url: C{unix://PATH}, or just the path.
+    @raise ValueError: it is of another kind, empty, or too long for a socket.
+    """
+    path = url.removeprefix("unix://")
+    if not path or "://" in path or "\0" in path:
+        raise ValueError(f"{url!r} does not name a UNIX socket: give unix://PATH or a path")
+    if len(path.encode(errors="surrogateescape")) > MAX_PATH:
+        raise ValueError(f"{path!r} is too long for a socket: at most {MAX_PATH} bytes")
+    return path
