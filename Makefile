@@ -94,7 +94,7 @@ define create
     { echo "$(PYTHON) has no venv module. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 @echo "Setting up $(1)" >&2
 @$(PYTHON) -m venv $(1) >&2
-@$(1)/bin/pip install -q --upgrade pip 'setuptools >= 70.1' >&2
+@$(1)/bin/pip install -qq --upgrade pip 'setuptools >= 70.1' >&2
 @touch $@
 endef
 
@@ -106,28 +106,28 @@ $(LOWEST)/.created:
 
 $(VENV)/.wheel: $(SOURCES) setup.cfg pyproject.toml README.md LICENSE | $(VENV)/.created
 	@rm -rf build $(VENV)/wheel
-	@$(BIN)/pip wheel -q --no-deps --no-build-isolation -w $(VENV)/wheel . >&2
+	@$(BIN)/pip wheel -qq --no-deps --no-build-isolation -w $(VENV)/wheel . >&2
 	@touch $@
 
 WHEEL = $$(echo $(VENV)/wheel/ccproxy-*.whl)
 
 $(VENV)/.installed: $(VENV)/.wheel
 	@echo "Installing ccproxy into $(VENV)" >&2
-	@$(BIN)/pip install -q --force-reinstall --no-deps $(WHEEL) >&2
-	@$(BIN)/pip install -q $(WHEEL) >&2
+	@$(BIN)/pip install -qq --force-reinstall --no-deps $(WHEEL) >&2
+	@$(BIN)/pip install -qq $(WHEEL) >&2
 	@touch $@
 
 $(VENV)/.tools: setup.cfg $(VENV)/.installed
-	@$(BIN)/pip install -q "$(WHEEL)[test,lint]" >&2
+	@$(BIN)/pip install -qq "$(WHEEL)[test,lint]" >&2
 	@touch $@
 
 $(VENV)/.docs: setup.cfg $(VENV)/.installed
-	@$(BIN)/pip install -q "$(WHEEL)[docs]" >&2
+	@$(BIN)/pip install -qq "$(WHEEL)[docs]" >&2
 	@touch $@
 
 # The lower bounds are those of install_requires.
 $(LOWEST)/.installed: $(VENV)/.wheel | $(LOWEST)/.created
 	@sed -n '/^install_requires/,/^$$/s/^ *\([a-z.]*\) >= /\1 == /p' setup.cfg > $(LOWEST)/constraints
-	@$(LOWEST)/bin/pip install -q --force-reinstall --no-deps $(WHEEL) >&2
-	@$(LOWEST)/bin/pip install -q -c $(LOWEST)/constraints "$(WHEEL)[test]" >&2
+	@$(LOWEST)/bin/pip install -qq --force-reinstall --no-deps $(WHEEL) >&2
+	@$(LOWEST)/bin/pip install -qq -c $(LOWEST)/constraints "$(WHEEL)[test]" >&2
 	@touch $@
