@@ -8,6 +8,7 @@ All that it says itself goes to stderr: stdin and stdout belong to the command.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import os
 import shutil
@@ -22,8 +23,6 @@ from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
-from twisted.python import usage
-
 VM = "demo"
 START_TIMEOUT = 30.0
 #: More than the daemon takes at most for an ordered stop.
@@ -33,28 +32,6 @@ PR_SET_CHILD_SUBREAPER = 36
 GREETING = 'echo "Hello from the VM: $(uname -sr), user $(id -un), process $$"'
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-class DemoOptions(usage.Options):
-    """The options of C{ccproxyctl demo}."""
-
-    synopsis = "[options] [--] [COMMAND [ARGUMENT...]]"
-    longdesc = (
-        "Start a proxy with an embedded VM, run a command in the VM, and stop it all. Without a "
-        "command: a shell if stdin is a terminal, else a short greeting. The embedded VM isolates "
-        "nothing: the command runs on this machine, as the user who started it."
-    )
-    optParameters = [
-        ["log", None, None, "Keep the daemon's log in this file. [default: gone at the end]"],
-    ]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.command: list[str] = []
-
-    def parseArgs(self, *command: str) -> None:
-        """The command, word for word."""
-        self.command = list(command)
 
 
 class DemoError(Exception):
@@ -170,7 +147,7 @@ class Demo:
         @return: its exit status, as a shell would give it.
         """
         words = [sys.executable, "-P", "-m", "ccproxy.tools.ccproxyctl", "run"]
-        words += ["--socket", self.socketPath, "--vm", VM, *(["--tty"] if terminal else [])]
+        words += ["--socket-path", self.socketPath, "--vm", VM, *(["--tty"] if terminal else [])]
         self._command = _spawn([*words, "--", *command])
         status = self._command.wait()
         return status if status >= 0 else 128 - status
@@ -222,20 +199,36 @@ def demo(command: Sequence[str], logPath: str | None = None) -> int:
         return stage.run(command, terminal)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """
-    The command, without its name.
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ccproxyctl demo",
+        description="Start a proxy with an embedded VM, run a command in the VM, and stop it all. "
+        "The embedded VM isolates nothing: the command runs on this machine, as who started it.",
+        epilog="Exit status: the command's; 1 if the proxy does not start; 2 for a bad option.",
+    )
+    parser.add_argument(
+        "--log", metavar="FILE", help="keep the daemon's log there (default: gone at the end)"
+    )
+    parser.add_argument(
+        "command",
+        nargs="*",
+        metavar="COMMAND",
+        help="the program and its arguments, after a -- if they have options "
+        "(default: a shell if stdin is a terminal, else a greeting)",
+    )
+    return parser
 
+
+def main(arguments: Sequence[str]) -> int:
+    """
+    Run the command.
+
+    @param arguments: the words after C{demo}.
     @return: the exit status.
     """
-    options = DemoOptions()
-    try:
-        options.parseOptions(sys.argv[1:] if arguments is None else arguments)
-    except usage.UsageError as error:
-        _say(f"{options}\nccproxyctl demo: {error}")
-        return 2
-    return demo(options.command, options["log"])
+    options = _parser().parse_args(arguments)
+    return demo(options.command, options.log)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
