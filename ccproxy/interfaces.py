@@ -51,7 +51,10 @@ class IConnection(Interface):
         """Go on reading, soon: not from within this call. Calling it twice is no harm."""
 
     def hungUp() -> bool:
-        """Ask now whether the peer has closed its end, even while reading is paused."""
+        """
+        Ask now whether the peer has closed both directions, even while reading is paused: it
+        sends no more and reads no more.
+        """
 
     def readNow() -> None:
         """
@@ -94,7 +97,8 @@ class IStreamSink(Interface):
 
     def peerGone() -> None:
         """
-        The peer has hung up while reading is paused. What it sent can still be read.
+        The peer has closed both directions while reading is paused. What it sent can still be
+        read.
         """
 
 

@@ -43,7 +43,9 @@ class Limits:
     maxMessage: int = _limit(MIB, "bytes of a message from an agent", least=16 * KIB)
     sessionBuffer: int = _limit(MIB, "bytes kept per session and direction", least=4 * KIB)
     totalBuffer: int = _limit(
-        256 * MIB, "bytes kept for all sessions; beyond it each has only --crowded-buffer", least=KIB
+        256 * MIB,
+        "bytes kept for all sessions; beyond it, each has --crowded-buffer",
+        least=KIB,
     )
     crowdedBuffer: int = _limit(
         64 * KIB, "bytes kept per session and direction beyond --total-buffer", least=KIB

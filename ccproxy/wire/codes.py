@@ -152,4 +152,6 @@ def hyperCode(hyperName: str, dialect: Dialect) -> ControlCode:
         return code
     if dialect is Dialect.HYPERSTART and Dialect.HYPERSTART1 in having:
         return code
-    raise UnknownHyperName(f"hyperName {hyperName} is not supported by this agent ({dialect.value})")
+    raise UnknownHyperName(
+        f"hyperName {hyperName} is not supported by this agent ({dialect.value})"
+    )

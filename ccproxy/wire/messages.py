@@ -8,8 +8,10 @@ of the whole message, header included; only the width of the identifier differs.
 from __future__ import annotations
 
 from struct import Struct
+from typing import Optional
 
 import attrs
+import msgspec
 
 from ..errors import RemoteProtocolError
 from .decoder import Buffer, StreamDecoder
@@ -90,3 +92,32 @@ class MessageDecoder(StreamDecoder[Message]):
 
     def _read(self, buffer: Buffer, offset: int) -> Message | None:
         return readMessage(self.header, buffer, offset, self.maxSize)
+
+
+@attrs.frozen
+class AsyncEvent:
+    """
+    What hyperstart 1.x says when a process has ended: docs/protocol, "Messages that answer
+    nothing".
+
+    @ivar event: what has happened; C{finished} is the only one known.
+    @ivar container: the process's container.
+    @ivar process: the process's id, or the text C{(null)} where it had none.
+    @ivar status: the exit status.
+    """
+
+    event: str
+    container: str = ""
+    process: str = ""
+    status: Optional[int] = None
+
+
+_eventDecoder = msgspec.json.Decoder(AsyncEvent)
+
+
+def readEvent(body: bytes) -> AsyncEvent | None:
+    """The event in a message of code 23 or 24, or L{None} where there is none in it."""
+    try:
+        return _eventDecoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None

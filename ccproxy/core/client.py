@@ -1,0 +1,326 @@
+"""
+A client: one connection of a runtime or a shim.
+
+Its commands begin in order, and their responses leave in order; what is finished early waits in
+its L{Slot}. docs/protocol, "Order", says what may overtake what.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import attrs
+from zope.interface import implementer
+
+from ..errors import BadPayload, LimitReached, RemoteProtocolError, RequestError
+from ..interfaces import IConnection, IStreamSink
+from ..wire.codes import Command, FrameType, Stream
+from ..wire.frames import Frame, encodeFrame, readFrame
+from ..wire.payloads import ErrorResponse, LogEntry, decode, encode
+from .clock import Wait, cancel
+from .outlet import Outlet
+from .requests import REQUESTS
+from .states import CLIENT_TABLE, ClientInput, ClientState, advance
+
+if TYPE_CHECKING:
+    from .registry import Registry
+    from .session import Session
+    from .vm import VM
+
+
+@attrs.define(eq=False)
+class Slot:
+    """
+    The place of one command's response.
+
+    @ivar client: whose command it is.
+    @ivar opcode: the command's opcode.
+    @ivar reply: the response frame, once there is one. The first one counts.
+    """
+
+    client: Client
+    opcode: int
+    reply: bytes | None = None
+
+    def answer(self, payload: bytes = b"") -> None:
+        """Send a response."""
+        self._set(encodeFrame(FrameType.RESPONSE, self.opcode, payload))
+
+    def fail(self, error: RequestError) -> None:
+        """Send an error response."""
+        if self.reply is None:
+            self.client.failed(self.opcode, error)
+            payload = encode(ErrorResponse(str(error)))
+            self._set(encodeFrame(FrameType.RESPONSE, self.opcode, payload, error=True))
+
+    def _set(self, frame: bytes) -> None:
+        if self.reply is None:
+            self.reply = frame
+            self.client.sendReplies()
+
+
+@implementer(IStreamSink)
+class Client:
+    """
+    A connection of a runtime or a shim.
+
+    @ivar name: what logs call it: a number, and its peer's pid and uid.
+    @ivar state: where it is in its life.
+    @ivar vm: the VM that it is attached to.
+    @ivar session: the session whose shim it is.
+    @ivar wasShim: whether it has ever been a shim: a connection is the shim of one token, ever.
+    @ivar registering: the VM whose registration holds back what follows.
+    @ivar slots: its commands that are not answered, in order.
+    @ivar outlet: what is on its way to it.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_connection",
+        "_excess",
+        "_ignored",
+        "_paused",
+        "_wait",
+        "name",
+        "outlet",
+        "registering",
+        "registry",
+        "session",
+        "slots",
+        "state",
+        "vm",
+        "wasShim",
+    )
+
+    def __init__(self, registry: Registry, connection: IConnection, name: str, excess: bool):
+        """
+        @param excess: there are too many clients: its first command is refused.
+        """
+        self.registry = registry
+        self.name = name
+        self.state = ClientState.OPEN
+        self.vm: VM | None = None
+        self.session: Session | None = None
+        self.wasShim = False
+        self.registering: VM | None = None
+        self.slots: deque[Slot] = deque()
+        self.outlet = Outlet(connection, registry.budget)
+        self._connection = connection
+        self._excess = excess
+        self._paused = False
+        self._ignored: set[str] = set()
+        self._wait: Wait | None = None
+
+    # -- what comes
+
+    def received(self, data: memoryview) -> int:
+        offset, limit = 0, self.registry.limits.maxFrame
+        try:
+            while self.state is ClientState.OPEN:
+                if self._blocked():
+                    self._paused = True
+                    self._connection.pauseReading()
+                    break
+                frame = readFrame(data, offset, limit)
+                if frame is None:
+                    break
+                offset += frame.size
+                self._dispatch(frame)
+        except RemoteProtocolError as error:
+            self._breach(error)
+        self.registry.flush()
+        return offset if self.state is ClientState.OPEN else len(data)
+
+    def _blocked(self) -> bool:
+        """Whether the next frame has to wait."""
+        session, limits = self.session, self.registry.limits
+        return (
+            self.registering is not None
+            or len(self.slots) >= limits.maxUnanswered
+            or (session.stdinFull if session else self.outlet.size >= limits.clientBuffer)
+        )
+
+    def wake(self) -> None:
+        """Something that may have blocked it has changed."""
+        if self._paused and self.state is not ClientState.CLOSED and not self._blocked():
+            self._paused = False
+            self._connection.resumeReading()
+
+    def _dispatch(self, frame: Frame) -> None:
+        if frame.type is FrameType.COMMAND:
+            slot = Slot(self, frame.opcode)
+            self.slots.append(slot)
+            try:
+                self._command(slot, frame)
+            except RequestError as error:
+                slot.fail(error)
+        elif frame.type is FrameType.STREAM and frame.opcode == Stream.LOG:
+            self._log(frame.payload)
+        elif frame.type is FrameType.STREAM and frame.opcode == Stream.STDIN and self.session:
+            self.session.takeInput(frame.payload)
+        else:
+            self._ignore(f"{frame.type.name.lower()} {frame.opcode} from a client that may not")
+
+    def _command(self, slot: Slot, frame: Frame) -> None:
+        """
+        Begin a command.
+
+        @raise RequestError: it cannot be carried out.
+        """
+        if self._excess:
+            self._advance(ClientInput.FINISH)
+            raise LimitReached(
+                f"too many clients: no more than {self.registry.limits.maxClients} at a time;"
+                " close some, or raise --max-clients"
+            )
+        request = REQUESTS.get(frame.opcode)
+        if request is None:
+            raise BadPayload(f"unknown command opcode {frame.opcode}")
+        request(self, slot, frame.payload)
+
+    def _breach(self, error: RemoteProtocolError) -> None:
+        """The peer broke the framing: it is told where it can be, and nothing more is read."""
+        self.registry.log.warn(
+            "closing: {reason}", event="bad-frame", reason=str(error), client=self.name
+        )
+        if error.opcode is not None:
+            slot = Slot(self, error.opcode)
+            self.slots.append(slot)
+            slot.fail(RequestError(str(error)))
+        self.finish()
+
+    def _ignore(self, what: str) -> None:
+        """Drop a frame; said once per connection and kind."""
+        self.registry.ignoredFrames += 1
+        if what not in self._ignored and len(self._ignored) < 8:
+            self._ignored.add(what)
+            self.registry.log.warn(
+                "dropped a frame: {reason}", event="ignored", reason=what, client=self.name
+            )
+
+    def _log(self, payload: bytes) -> None:
+        """An entry for our log (promise P4)."""
+        try:
+            entry = decode(LogEntry, payload, "log")
+        except BadPayload as error:
+            self._ignore(str(error))
+            return
+        self.registry.logEntry(self, entry)
+
+    def failed(self, opcode: int, error: RequestError) -> None:
+        """Note that a command of its has failed."""
+        try:
+            command = Command(opcode).title
+        except ValueError:
+            command = str(opcode)
+        self.registry.log.info(
+            "{command} failed: {reason}",
+            event="command-failed",
+            command=command,
+            reason=str(error),
+            client=self.name,
+            vm=self.vm.containerId if self.vm else None,
+        )
+
+    # -- what goes
+
+    def sendReplies(self) -> None:
+        """Send the responses whose turn it is."""
+        if self.state is ClientState.CLOSED:
+            return
+        slots = self.slots
+        while slots and slots[0].reply is not None:
+            self.outlet.push(slots.popleft().reply or b"")
+        self.flush()
+        self.wake()
+
+    def flush(self) -> None:
+        """Send what can be sent now."""
+        if self.state is ClientState.CLOSED:
+            return
+        self.outlet.flush()
+        session = self.session
+        if session is not None:
+            session.vm.flow.recheck(session)
+        if self.state is ClientState.FINISHING and not self.slots:
+            if not self.outlet.size:
+                self.close()
+            elif self._wait is None:
+                self._wait = self.registry.later(
+                    self.registry.limits.undeliveredTimeout, self.close
+                )
+
+    def writable(self) -> None:
+        self.flush()
+        self.wake()
+        self.registry.flush()
+
+    def drained(self) -> None:
+        """Nothing waits for that."""
+
+    # -- ends
+
+    def ended(self) -> None:
+        if self.state is ClientState.CLOSED:
+            return
+        if self.wasShim or self._connection.hungUp():
+            self.close()
+        else:
+            self._giveUpWaits()
+            self.finish()
+        self.registry.flush()
+
+    def peerGone(self) -> None:
+        if self.session is not None:
+            self.close()
+        else:
+            self._abandonRegistration()
+        self.registry.flush()
+
+    def finish(self) -> None:
+        """Read no more; close once all is answered and written."""
+        self._advance(ClientInput.FINISH)
+        self.flush()
+
+    def finishAfterOutput(self) -> None:
+        """Its session's VM is gone: what it is owed is written, then it is closed."""
+        if self.state is not ClientState.CLOSED:
+            self.finish()
+
+    def _giveUpWaits(self) -> None:
+        """It is gone, or will send no more: what waits for others on its behalf is given up."""
+        if self.vm is not None:
+            self.vm.clientLeft(self)
+
+    def _abandonRegistration(self) -> None:
+        """It is gone: the VM that it registers is not registered."""
+        vm = self.registering
+        if vm is not None:
+            vm.failRegistration(RequestError(f"{vm.containerId}: the registering client has gone"))
+
+    def close(self) -> None:
+        """Close the connection, and take leave of VM and session."""
+        if self.state is ClientState.CLOSED:
+            return
+        self._advance(ClientInput.CLOSE)
+        cancel(self._wait)
+        self._giveUpWaits()
+        self._abandonRegistration()
+        session = self.session
+        if session is not None:
+            session.shimGone()
+            self.session = None
+        self.outlet.takeBack()
+        self.slots.clear()
+        self._connection.close()
+        self.registry.clientGone(self)
+
+    def pollHolder(self) -> None:
+        """Another client wants its token: notice now if it has gone."""
+        self._connection.readNow()
+        if self.state is not ClientState.CLOSED and self._connection.hungUp():
+            self.close()
+
+    def _advance(self, input: ClientInput) -> None:
+        self.state = advance(CLIENT_TABLE, self.state, input)

@@ -1,0 +1,142 @@
+"""
+Backpressure, and the bound on what the proxy remembers.
+
+What a process writes goes to its shim at once. What the shim's socket does not take stays in the
+session, and so does what comes while no shim is there. A session is I{full} when it holds its
+limit (1 MiB by default; a smaller share once all sessions together hold theirs), and only then
+does it matter to others: the VM's I/O channel, which carries the output of all its processes, is
+read no further, because the next message may be for the full session and nothing may be lost.
+Other VMs do not notice. The channel is read again as soon as the session has room.
+
+Two things end such a pause without the shim's help. A session that has no shim drops its further
+output after C{absentTimeout}, keeps its exit status, and the log says how much was dropped. A
+session whose shim is there but does not read is reported after C{stalledWarning}, and drops its
+output after C{stalledDrop} only where the operator has chosen that.
+
+The other direction is bounded in the same way: stdin waits in the session until the agent's
+socket takes it (L{ccproxy.core.stdin}), and a shim whose session's stdin is full is read no
+further.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .clock import Wait, cancel
+
+if TYPE_CHECKING:
+    from .limits import Limits
+    from .session import Session
+    from .vm import VM
+
+
+class Budget:
+    """
+    What all sessions hold together.
+
+    @ivar used: bytes held now, both directions.
+    """
+
+    __slots__ = ("_limits", "used")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.used = 0
+
+    @property
+    def share(self) -> int:
+        """How many bytes one session may hold in each direction now."""
+        if self.used > self._limits.totalBuffer:
+            return min(self._limits.crowdedBuffer, self._limits.sessionBuffer)
+        return self._limits.sessionBuffer
+
+
+class Flow:
+    """
+    Whether one VM's I/O channel is read, and for whose sake it is not.
+
+    @ivar blocker: the full session that the channel waits for.
+    @ivar since: since when it does, in seconds of the clock.
+    """
+
+    __slots__ = ("_vm", "_wait", "blocker", "since")
+
+    def __init__(self, vm: VM) -> None:
+        self._vm = vm
+        self._wait: Wait | None = None
+        self.blocker: Session | None = None
+        self.since = 0.0
+
+    def block(self, session: Session) -> None:
+        """C{session} is full: read the channel no further."""
+        vm = self._vm
+        self.blocker = session
+        self.since = vm.registry.clock.seconds()
+        if vm.io is not None:
+            vm.io.pauseReading()
+        vm.log.debug(
+            "output held up: {session} is full",
+            event="backpressure-on",
+            session=session.name,
+            **vm.fields,
+        )
+        self._arm()
+
+    def recheck(self, session: Session) -> None:
+        """C{session} may have room again, or has gained or lost its shim."""
+        if self.blocker is not session:
+            return
+        if session.full:
+            self._arm()
+        else:
+            self.release()
+
+    def release(self) -> None:
+        """Read the channel again."""
+        vm = self._vm
+        cancel(self._wait)
+        self._wait = None
+        if self.blocker is None:
+            return
+        vm.log.debug(
+            "output flows again after {seconds:.1f} s",
+            event="backpressure-off",
+            session=self.blocker.name,
+            seconds=vm.registry.clock.seconds() - self.since,
+            **vm.fields,
+        )
+        self.blocker = None
+        if vm.io is not None:
+            vm.io.resumeReading()
+
+    def _arm(self) -> None:
+        """Set the deadline that fits the blocker: it has a shim, or it has none."""
+        session, limits = self.blocker, self._vm.registry.limits
+        cancel(self._wait)
+        later = self._vm.registry.later
+        if session is None:
+            return
+        if session.shim is None:
+            self._wait = later(limits.absentTimeout, self._drop, session)
+        else:
+            self._wait = later(limits.stalledWarning, self._warn, session)
+
+    def _warn(self, session: Session) -> None:
+        """The shim has not read for a while."""
+        vm, limits = self._vm, self._vm.registry.limits
+        vm.log.warn(
+            "the shim of {session} does not read: the output of its VM has waited for it for"
+            " {seconds:.0f} s",
+            event="shim-stalled",
+            session=session.name,
+            seconds=limits.stalledWarning,
+            **vm.fields,
+        )
+        if limits.stalledDrop:
+            delay = max(0.0, limits.stalledDrop - limits.stalledWarning)
+            self._wait = vm.registry.later(delay, self._drop, session)
+
+    def _drop(self, session: Session) -> None:
+        """Nobody takes the session's output: it goes on without it."""
+        session.dropOutput()
+        self.release()

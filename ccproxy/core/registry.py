@@ -1,0 +1,258 @@
+"""
+The registry: which VMs, tokens and clients there are. It is the root of the core's state.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import time
+from collections.abc import Callable
+
+import attrs
+from twisted.logger import Logger, LogLevel
+
+from ..errors import LimitReached, RegistryError, RequestError, UnknownVM
+from ..interfaces import IConnection, IConnector
+from ..wire.codes import Dialect
+from ..wire.payloads import IOResponse, LogEntry, RegisterVM, encode
+from .client import Client, Slot
+from .clock import Clock, Wait
+from .flow import Budget
+from .limits import Limits
+from .session import Session
+from .states import VMState
+from .vm import VM, checkFree
+
+#: The longest path of a socket, in bytes.
+MAX_PATH = 107
+
+
+def randomToken() -> str:
+    """32 random bytes in URL-safe base64: docs/protocol, "Tokens"."""
+    return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
+
+
+@attrs.define(eq=False, slots=False)
+class Registry:
+    """
+    All that the proxy knows.
+
+    @ivar connector: how the sockets of VMs are reached.
+    @ivar clock: what tells the time.
+    @ivar limits: the bounds.
+    @ivar url: the URL of the client socket, which clients are told.
+    @ivar log: where events are noted.
+    @ivar agentDialect: the dialect of all agents, where it is configured.
+    @ivar wallClock: seconds since the epoch.
+    @ivar makeToken: makes a new token.
+    @ivar vms: VMs by containerId, lost ones included, unregistered ones not.
+    @ivar leaving: unregistered VMs whose channels are open.
+    @ivar tokens: sessions by token.
+    @ivar clients: all clients.
+    @ivar budget: what all sessions hold together.
+    @ivar ignoredFrames: how many frames of clients were dropped because they may not send them.
+    @ivar whenClosed: called with each VM whose channels have closed.
+    """
+
+    connector: IConnector
+    clock: Clock
+    limits: Limits = attrs.field(factory=Limits)
+    url: str = "unix:///var/run/clear-containers/proxy.sock"
+    log: Logger = attrs.field(factory=Logger)
+    agentDialect: Dialect | None = None
+    wallClock: Callable[[], float] = time.time
+    makeToken: Callable[[], str] = randomToken
+    vms: dict[str, VM] = attrs.field(factory=dict)
+    leaving: set[VM] = attrs.field(factory=set)
+    tokens: dict[str, Session] = attrs.field(factory=dict)
+    clients: set[Client] = attrs.field(factory=set)
+    budget: Budget = attrs.field(init=False)
+    ignoredFrames: int = 0
+    whenClosed: Callable[[VM], None] | None = None
+    _serial: int = 0
+    _clientNumber: int = 0
+    _touched: set[Client] = attrs.field(factory=set)
+
+    def __attrs_post_init__(self) -> None:
+        self.budget = Budget(self.limits)
+
+    # -- clients
+
+    def connect(self, connection: IConnection) -> Client:
+        """A client has connected; the result takes what comes from it."""
+        self._clientNumber += 1
+        name = f"{self._clientNumber} {connection.peer}"
+        excess = len(self.clients) >= self.limits.maxClients
+        client = Client(self, connection, name, excess)
+        self.clients.add(client)
+        if excess:
+            self.log.warn(
+                "too many clients: no more than {limit} at a time",
+                event="too-many-clients",
+                limit=self.limits.maxClients,
+                client=name,
+            )
+            self.later(self.limits.stopTimeout, client.close)
+        else:
+            self.log.debug("client connected", event="client-connected", client=name)
+        return client
+
+    def clientGone(self, client: Client) -> None:
+        """C{client} has closed."""
+        self.clients.discard(client)
+        self._touched.discard(client)
+        self.log.debug("client gone", event="client-gone", client=client.name)
+
+    def later(self, delay: float, action: Callable[..., object], *args: object) -> Wait:
+        """Call C{action(*args)} in C{delay} seconds, as a turn of its own."""
+        return self.clock.callLater(delay, self._turn, action, args)
+
+    def _turn(self, action: Callable[..., object], args: tuple[object, ...]) -> None:
+        action(*args)
+        self.flush()
+
+    def touched(self, client: Client) -> None:
+        """There is something to send to C{client} at the end of this turn."""
+        self._touched.add(client)
+
+    def flush(self) -> None:
+        """The end of a turn: send what has gathered."""
+        while self._touched:
+            self._touched.pop().flush()
+
+    def logEntry(self, client: Client, entry: LogEntry) -> None:
+        """A client's entry for our log."""
+        self.log.emit(
+            LogLevel.levelWithName(entry.level),
+            "{text}",
+            event="log-entry",
+            text=entry.msg,
+            source=entry.source,
+            container=entry.containerId,
+            client=client.name,
+        )
+
+    # -- VMs
+
+    def find(self, containerId: str) -> VM:
+        """
+        The VM of that name, registered or lost.
+
+        @raise UnknownVM: there is none.
+        """
+        vm = self.vms.get(containerId)
+        if vm is None or vm.state in (VMState.CONNECTING, VMState.WAITING):
+            raise UnknownVM(containerId)
+        return vm
+
+    def register(self, request: RegisterVM, slot: Slot) -> VM:
+        """
+        Take the name for a new VM, in place of a lost one.
+
+        @param slot: what is answered when its agent is READY.
+        @raise RequestError: the name is taken, the paths cannot be right, or there are too many.
+        """
+        paths = [request.ctlSerial, request.ioSerial]
+        for field, path in (
+            ("ctlSerial", request.ctlSerial),
+            ("ioSerial", request.ioSerial),
+            ("console", request.console),
+        ):
+            if field != "console" or path:
+                checkPath(field, path or "")
+        if request.console:
+            paths.append(request.console)
+        if len(set(paths)) < len(paths):
+            raise RequestError(
+                "malformed RegisterVM command: ctlSerial, ioSerial and console must be different"
+                " sockets"
+            )
+        old = self.vms.get(request.containerId)
+        checkFree(old, request.containerId)
+        if old is not None:
+            old.replace()
+        self._makeRoom()
+        self._serial += 1
+        vm = VM(self, request, self._serial, slot)
+        self.vms[vm.containerId] = vm
+        return vm
+
+    def _makeRoom(self) -> None:
+        """
+        @raise LimitReached: there are too many VMs, none of them lost.
+        """
+        if len(self.vms) < self.limits.maxVMs:
+            return
+        lost = [vm for vm in self.vms.values() if vm.state is VMState.LOST]
+        if not lost:
+            raise LimitReached(
+                f"no more than {self.limits.maxVMs} VMs at a time; unregister some, or raise"
+                " --max-vms"
+            )
+        min(lost, key=lambda vm: vm.lostAt).unregister()
+
+    def registered(self, vm: VM, slot: Slot) -> None:
+        """The agent of C{vm} is READY: its client is told."""
+        client = slot.client
+        client.registering = None
+        try:
+            tokens = vm.tokens(vm.request.numIOStreams or 0)
+        except LimitReached as error:
+            slot.fail(error)
+            vm.unregister()
+            vm.replace()
+            return
+        self.attach(client, vm)
+        slot.answer(encode(IOResponse.make(self.url, tokens)))
+
+    def attach(self, client: Client, vm: VM) -> None:
+        """The commands of C{client} go to C{vm} from now on."""
+        if client.vm is not None:
+            client.vm.clients.discard(client)
+        client.vm = vm
+        vm.clients.add(client)
+        self.log.debug("client attached", event="attached", client=client.name, **vm.fields)
+
+    def forget(self, vm: VM) -> None:
+        """The name of C{vm} is free again."""
+        if self.vms.get(vm.containerId) is vm:
+            del self.vms[vm.containerId]
+        if vm.state is VMState.UNREGISTERED:
+            self.leaving.add(vm)
+
+    def channelsClosed(self, vm: VM) -> None:
+        """The channels of C{vm} are closed, and its sessions have been told."""
+        self.leaving.discard(vm)
+        if self.whenClosed is not None:
+            self.whenClosed(vm)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is under way: no command unanswered, no byte undelivered."""
+        return not any(client.slots or client.outlet.size for client in self.clients)
+
+    def shutDown(self) -> None:
+        """Close everything; what was not delivered is lost."""
+        for client in list(self.clients):
+            client.close()
+        for vm in [*self.vms.values(), *self.leaving]:
+            vm.shutDown()
+        self.vms.clear()
+
+
+def checkPath(field: str, path: str) -> None:
+    """
+    @raise RegistryError: C{path} cannot be the path of a socket.
+    """
+    problem = None
+    if not path:
+        problem = "is empty"
+    elif not path.startswith("/"):
+        problem = f"is no absolute path: {path[:MAX_PATH]!r}"
+    elif "\0" in path:
+        problem = "has a NUL byte"
+    elif len(path.encode("utf-8", "surrogatepass")) > MAX_PATH:
+        problem = f"is longer than {MAX_PATH} bytes: {path[:MAX_PATH]!r}..."
+    if problem is not None:
+        raise RegistryError(f"malformed RegisterVM command: {field} {problem}")

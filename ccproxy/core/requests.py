@@ -1,0 +1,139 @@
+"""
+The seven commands of the client protocol: docs/protocol, "Commands".
+
+Each takes the client, the place of its response and the payload; it answers at once, or hands
+the place on to what will answer, or raises a L{RequestError} that becomes the response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from msgspec import Raw
+
+from ..errors import NotAttached, RegistryError, RequestError, VMGone
+from ..wire.codes import Command, ControlCode, hyperCode
+from ..wire.payloads import (
+    AttachVM,
+    ConnectShim,
+    Hyper,
+    IOResponse,
+    RegisterVM,
+    Signal,
+    UnregisterVM,
+    decode,
+    encode,
+)
+from .commands import HyperCommand, StartCommand
+from .relocation import StartData
+from .session import requireSession, unusable
+from .states import VMState
+
+if TYPE_CHECKING:
+    from .client import Client, Slot
+
+_STARTS = (ControlCode.NEWCONTAINER, ControlCode.EXECCMD)
+
+
+def registerVM(client: Client, slot: Slot, payload: bytes) -> None:
+    """Make a VM known; answered when its agent is READY."""
+    request = decode(RegisterVM, payload)
+    client.registering = client.registry.register(request, slot)
+    client.registering.beginRegistration()
+
+
+def attachVM(client: Client, slot: Slot, payload: bytes) -> None:
+    """Choose the VM for the commands that follow."""
+    request = decode(AttachVM, payload)
+    vm = client.registry.find(request.containerId)
+    count = request.numIOStreams or 0
+    if count and vm.state is VMState.LOST:
+        raise VMGone(f"{vm.containerId}: VM is lost; unregister or replace it")
+    tokens = vm.tokens(count)
+    client.registry.attach(client, vm)
+    slot.answer(encode(IOResponse.make(client.registry.url, tokens)))
+
+
+def unregisterVM(client: Client, slot: Slot, payload: bytes) -> None:
+    """Forget a VM."""
+    request = decode(UnregisterVM, payload)
+    client.registry.find(request.containerId).unregister()
+    slot.answer()
+
+
+def hyper(client: Client, slot: Slot, payload: bytes) -> None:
+    """Forward a control command to the agent of the attached VM."""
+    request = decode(Hyper, payload)
+    vm, tokens = client.vm, request.tokens or []
+    if vm is None:
+        raise NotAttached()
+    code = hyperCode(request.hyperName, vm.dialect)
+    if code not in _STARTS and tokens:
+        raise RequestError(
+            f"{request.hyperName} doesn't need tokens but {len(tokens)} token(s) were given"
+        )
+    if len(tokens) > 1:
+        raise RequestError(f"expected 0 or 1 token, got {len(tokens)}")
+    if vm.state is VMState.LOST:
+        raise VMGone(f"{vm.containerId}: VM is lost; unregister or replace it")
+    if code not in _STARTS:
+        body = bytes(request.data) if isinstance(request.data, Raw) else b""
+        vm.commands.add(HyperCommand(request.hyperName, slot, vm, code, body))
+        return
+    session = None
+    if tokens:
+        session = client.registry.tokens.get(tokens[0])
+        if session is None or session.vm is not vm:
+            raise RegistryError(f"unknown token {tokens[0][:64]}")
+        problem = unusable(session)
+        if problem is not None:
+            raise problem
+    data = StartData.parse(request.hyperName, request.data)
+    vm.start(StartCommand(request.hyperName, slot, vm, session, data))
+
+
+def connectShim(client: Client, slot: Slot, payload: bytes) -> None:
+    """Become the shim of a token's process."""
+    token = decode(ConnectShim, payload).token
+    session = client.registry.tokens.get(token)
+    if session is None:
+        raise RegistryError(f"unknown token: {token[:64]}")
+    if session.shim is not None and session.shim is not client:
+        session.shim.pollHolder()
+    if session.shim is not None:
+        raise RegistryError(f"token already claimed: {token}")
+    if client.wasShim:
+        raise RegistryError("a connection can be the shim of one token only")
+    if client.registry.tokens.get(token) is not session:
+        raise RegistryError(f"unknown token: {token}")
+    client.session, client.wasShim = session, True
+    slot.answer()
+    session.claim(client)
+
+
+def disconnectShim(client: Client, slot: Slot, payload: bytes) -> None:
+    """Give up the token; the connection is closed without a response."""
+    session = requireSession(client.session)
+    client.slots.remove(slot)
+    session.release()
+    client.finish()
+
+
+def signal(client: Client, slot: Slot, payload: bytes) -> None:
+    """Send a signal to the shim's process."""
+    request = decode(Signal, payload)
+    session = requireSession(client.session)
+    request.check()
+    session.signal(slot, request)
+
+
+REQUESTS: Mapping[int, Callable[[Client, Slot, bytes], None]] = {
+    Command.REGISTER_VM: registerVM,
+    Command.ATTACH_VM: attachVM,
+    Command.UNREGISTER_VM: unregisterVM,
+    Command.HYPER: hyper,
+    Command.CONNECT_SHIM: connectShim,
+    Command.DISCONNECT_SHIM: disconnectShim,
+    Command.SIGNAL: signal,
+}

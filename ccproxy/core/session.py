@@ -1,0 +1,522 @@
+"""
+A session: one process in a VM, and the shim that stands for it on the host.
+
+It has a token, by which the shim and the start command find it, and a pair of I/O sequence
+numbers, by which the agent does. What the process writes is kept here until it has been written
+whole to a shim (L{ccproxy.core.flow} says how much), and so is the stdin that waits for the
+process.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import attrs
+
+from ..errors import DeadlineExceeded, NotAShim, RegistryError, RequestError
+from ..wire.codes import ControlCode, Stream
+from ..wire.frames import encodeProcessExited, encodeStream
+from ..wire.payloads import Signal
+from .clock import Wait, cancel
+from .commands import SignalCommand, StartCommand, signalMessage
+from .states import SESSION_TABLE, SessionInput, SessionState, advance
+
+if TYPE_CHECKING:
+    from .client import Client, Slot
+    from .vm import VM
+
+SIGKILL = 9
+SIGTERM = 15
+#: The exit status of a process whose VM was lost before it ended.
+LOST_STATUS = 255
+
+
+def shortToken(token: str) -> str:
+    """A token as it may appear in a log: its first 6 characters."""
+    return token[:6] + "..." if len(token) > 6 else token
+
+
+@attrs.define(eq=False)
+class HeldSignal:
+    """A signal that waits for its process to be started."""
+
+    slot: Slot
+    signal: Signal
+    wait: Wait
+
+
+@attrs.define(eq=False)
+class Session:
+    """
+    @ivar vm: its VM.
+    @ivar token: its token, or L{None} once it has none.
+    @ivar stdio: the sequence number of stdin and stdout; stderr has the next one.
+    @ivar created: when it was made, in seconds of the clock.
+    @ivar state: where it is in its life.
+    @ivar shim: the connected shim.
+    @ivar start: the start command that names it, from its arrival to its answer.
+    @ivar kind: C{NEWCONTAINER} for a container's first process, C{EXECCMD} for another.
+    @ivar container: its container's id.
+    @ivar process: its process's id, where it has one.
+    @ivar terminal: whether it has a terminal.
+    @ivar status: the exit status, once the agent has told it.
+    @ivar pending: frames for a shim that is not there, in order.
+    @ivar dropped: how many bytes of output were given up.
+    @ivar killed: it was ended by a signal before its start was sent.
+    """
+
+    vm: VM
+    stdio: int
+    created: float
+    token: str | None = None
+    state: SessionState = SessionState.CREATED
+    shim: Client | None = None
+    start: StartCommand | None = None
+    kind: ControlCode = ControlCode.NEWCONTAINER
+    container: str = ""
+    process: str | None = None
+    terminal: bool = False
+    status: int | None = None
+    pending: deque[bytes] = attrs.field(factory=deque)
+    pendingSize: int = 0
+    dropped: int = 0
+    stdin: deque[bytes] = attrs.field(factory=deque)
+    stdinSize: int = 0
+    killed: bool = False
+    _claimed: bool = False
+    _acked: bool = False
+    _sawEnd: bool = False
+    _dropping: bool = False
+    _exitQueued: bool = False
+    _stdinEnded: bool = False
+    _closeAfter: bool = False
+    _held: list[HeldSignal] = attrs.field(factory=list)
+    _exitWait: Wait | None = None
+    _endWait: Wait | None = None
+
+    @property
+    def stderr(self) -> int:
+        """The sequence number of stderr."""
+        return self.stdio + 1
+
+    @property
+    def name(self) -> str:
+        """What logs call it: its token, shortened, or its number."""
+        return shortToken(self.token) if self.token else f"number {self.stdio}"
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """What every log line about it says."""
+        return {**self.vm.fields, "session": self.name, "container": self.container or None}
+
+    @property
+    def claimable(self) -> bool:
+        """Whether nobody has claimed its token yet, and no start names it."""
+        return self.state is SessionState.CREATED and not self._claimed and self.start is None
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of output that are not delivered."""
+        return self.pendingSize if self.shim is None else self.shim.outlet.kept
+
+    @property
+    def full(self) -> bool:
+        """Whether no more output can be kept for the shim."""
+        return not self._dropping and self.buffered >= self.vm.registry.budget.share
+
+    @property
+    def stdinFull(self) -> bool:
+        """Whether no more stdin can be kept for the process."""
+        return self.stdinSize >= self.vm.registry.budget.share
+
+    def _advance(self, input: SessionInput) -> None:
+        self.state = advance(SESSION_TABLE, self.state, input)
+
+    # -- the shim
+
+    def claim(self, shim: Client) -> None:
+        """C{shim} has connected: it gets what is pending, then what comes."""
+        cancel(self._endWait)
+        self._claimed = True
+        self.shim = shim
+        for frame in self.pending:
+            shim.outlet.push(frame, kept=True)
+        self.pending.clear()
+        self.pendingSize = 0
+        self.vm.registry.touched(shim)
+        self.vm.log.info("shim connected", event="shim-connected", client=shim.name, **self.fields)
+        self._queueExit()
+        start = self.start
+        if start is not None and self.state is SessionState.CREATED:
+            self.vm.shimArrived(start)
+        self.vm.flow.recheck(self)
+        if self._closeAfter:
+            shim.finishAfterOutput()
+
+    def shimGone(self) -> None:
+        """The shim's connection was lost: what was not delivered is kept for the next one."""
+        shim, self.shim = self.shim, None
+        if shim is None:
+            return
+        self.pending = shim.outlet.takeBack()
+        self.pendingSize = sum(map(len, self.pending))
+        self._exitQueued = self._exitQueued and bool(self.pending)
+        self.vm.log.info("shim gone", event="shim-gone", client=shim.name, **self.fields)
+        self.vm.flow.recheck(self)
+        if self._closeAfter:
+            self._endSoon()
+
+    def release(self) -> None:
+        """The shim has disconnected: the token is void, and the process's output is dropped."""
+        running = self.state in (SessionState.STARTING, SessionState.RUNNING)
+        self.vm.log.info("shim disconnected", event="shim-disconnected", **self.fields)
+        self._fail(RequestError(f"shim disconnected from token {self.name}"))
+        self._advance(SessionInput.RELEASE)
+        self._forgetOutput()
+        if running:
+            self.takeInput(b"")
+        else:
+            self._free()
+
+    # -- start
+
+    def begin(self, kind: ControlCode, container: str, process: str | None, terminal: bool) -> None:
+        """
+        Its start is about to be sent.
+
+        @raise RequestError: this hyperstart has a process of that name already.
+        """
+        self.vm.claimProcess(self, container, process)
+        self.kind, self.container, self.process = kind, container, process
+        self.terminal = terminal
+        self._advance(SessionInput.START)
+
+    def started(self) -> None:
+        """The agent has acknowledged the start: what was held goes through."""
+        self.start = None
+        self._acked = True
+        self._advance(SessionInput.ACK)
+        self.vm.log.info("process started", event="process-started", **self.fields)
+        held, self._held = self._held, []
+        for signal in held:
+            cancel(signal.wait)
+            self._signal(signal.slot, signal.signal)
+        if self.stdin:
+            self.vm.stdin.add(self)
+        if self.status is not None:
+            self.exited(self.status)
+
+    def notStarted(self, start: StartCommand) -> None:
+        """The start was refused, or not even sent. Its token can be used for another try."""
+        if self.start is start:
+            self.start = None
+        if self.state is SessionState.STARTING:
+            self.vm.dropProcess(self)
+            self.status, self._sawEnd = None, False
+            if self.shim is None:
+                self._forgetPending()
+            self._advance(SessionInput.REFUSE)
+        elif self.state is SessionState.DETACHED:
+            self._advance(SessionInput.REFUSE)
+            self._free()
+
+    # -- output
+
+    def received(self, number: int, body: bytes) -> None:
+        """The agent sent C{body} on one of the session's numbers."""
+        if self.state in (SessionState.CREATED, SessionState.EXITED, SessionState.ENDED):
+            return
+        if number == self.stdio:
+            if not body:
+                self._sawEnd = True
+                if self.status is not None:
+                    self.exited(self.status)
+                return
+            if self._sawEnd and len(body) == 1:
+                self.exited(body[0])
+                return
+            self._sawEnd = False
+        elif not body:
+            return
+        if self.state is SessionState.DETACHED:
+            return
+        if self._dropping:
+            self.dropped += len(body)
+            return
+        stream = Stream.STDOUT if number == self.stdio else Stream.STDERR
+        self._queue(encodeStream(stream, body))
+
+    def _queue(self, frame: bytes) -> None:
+        """Keep a frame until it is delivered."""
+        self.vm.registry.budget.used += len(frame)
+        if self.shim is not None:
+            self.shim.outlet.push(frame, kept=True)
+            self.vm.registry.touched(self.shim)
+        else:
+            self.pending.append(frame)
+            self.pendingSize += len(frame)
+
+    def dropOutput(self) -> None:
+        """Nobody has taken its output for too long: what follows is dropped, but for its end."""
+        self._dropping = True
+        self.vm.log.warn(
+            "nobody reads the output of the process: it is dropped from now on",
+            event="output-dropped",
+            **self.fields,
+        )
+
+    def _forgetPending(self) -> None:
+        self.vm.registry.budget.used -= self.pendingSize
+        self.pending.clear()
+        self.pendingSize = 0
+
+    def _forgetOutput(self) -> None:
+        """Drop all that was not delivered."""
+        if self.shim is not None:
+            self.shim.outlet.dropKept()
+            self.shim.session = None
+            self.shim = None
+        self._forgetPending()
+        self.vm.flow.recheck(self)
+
+    # -- exit
+
+    def exitEvent(self, status: int) -> None:
+        """
+        hyperstart 1.x has told the exit status, perhaps before the last of the output.
+        """
+        self.status = status
+        if self._sawEnd:
+            self.exited(status)
+        else:
+            registry = self.vm.registry
+            self._exitWait = registry.later(registry.limits.exitTimeout, self._outputOverdue)
+
+    def _outputOverdue(self) -> None:
+        """The end of the output has not come, though there was time to read it."""
+        if self.vm.flow.blocker is not None:
+            self._exitWait = self.vm.registry.later(
+                self.vm.registry.limits.exitTimeout, self._outputOverdue
+            )
+        elif self.status is not None:
+            self.exited(self.status)
+
+    def exited(self, status: int) -> None:
+        """
+        The process has ended, all its output has come, and nothing more will.
+
+        @param status: 0 to 255.
+        """
+        self.status = status & 0xFF
+        if self.state is SessionState.STARTING:
+            return  # until the answer to the start has gone to its client
+        cancel(self._exitWait)
+        detached = self.state is SessionState.DETACHED
+        self._fail(RequestError("process has exited"))
+        self._advance(SessionInput.EXIT)
+        self.vm.log.info(
+            "process exited with {status}",
+            event="process-exited",
+            status=self.status,
+            dropped=self.dropped or None,
+            **self.fields,
+        )
+        self._forgetStdin()
+        self.vm.dropProcess(self)
+        if detached:
+            self._free()
+        else:
+            self._queueExit()
+
+    def _queueExit(self) -> None:
+        """Have the exit status delivered, after the output, if it is not under way."""
+        if self.state is SessionState.EXITED and not self._exitQueued and self.status is not None:
+            self._exitQueued = True
+            self._queue(encodeProcessExited(self.status))
+
+    # -- signals
+
+    def signal(self, slot: Slot, signal: Signal) -> None:
+        """
+        The shim sends a signal.
+
+        @raise RequestError: it cannot reach the process.
+        """
+        if self.state is SessionState.CREATED:
+            if signal.signalNumber in (SIGKILL, SIGTERM):
+                self._killed()
+                slot.answer()
+            else:
+                self._hold(slot, signal)
+        elif self.state is SessionState.STARTING:
+            self._hold(slot, signal)
+        elif self.state is SessionState.RUNNING:
+            signalMessage(self, signal, self.vm.dialect)
+            self.vm.commands.add(SignalCommand(slot, self, signal))
+        else:
+            raise RequestError("process has exited")
+
+    def _signal(self, slot: Slot, signal: Signal) -> None:
+        """Send a signal that was held."""
+        try:
+            self.signal(slot, signal)
+        except RequestError as error:
+            slot.fail(error)
+
+    def _hold(self, slot: Slot, signal: Signal) -> None:
+        """Keep a signal until the process is started."""
+        registry = self.vm.registry
+        wait = registry.later(registry.limits.processTimeout, self._neverStarted, slot)
+        self._held.append(HeldSignal(slot, signal, wait))
+
+    def _neverStarted(self, slot: Slot) -> None:
+        """A signal has waited for the start long enough."""
+        self._held = [held for held in self._held if held.slot is not slot]
+        slot.fail(
+            DeadlineExceeded(
+                f"timeout waiting for process with token {self.token}:"
+                f" not started within {self.vm.registry.limits.processTimeout:g} s"
+                f" in VM {self.vm.containerId}"
+            )
+        )
+
+    def _killed(self) -> None:
+        """SIGKILL or SIGTERM before the start was sent: there will be no process."""
+        error = RequestError("process was killed before its start")
+        self._fail(error)
+        self.status = 0
+        self.killed = True
+        self._advance(SessionInput.EXIT)
+        self.vm.log.info("process killed before its start", event="process-exited", **self.fields)
+        self._forgetStdin()
+        self._queueExit()
+
+    def _fail(self, error: RequestError) -> None:
+        """Nothing that waits for the process can come true: those who wait are told."""
+        start, self.start = self.start, None
+        if start is not None and self.state is SessionState.CREATED:
+            self.vm.giveUp(start, error)
+        held, self._held = self._held, []
+        for signal in held:
+            cancel(signal.wait)
+            signal.slot.fail(error)
+
+    # -- stdin
+
+    def takeInput(self, data: bytes) -> None:
+        """
+        stdin from the shim; empty at its end.
+        """
+        if self._stdinEnded or self.state in (SessionState.EXITED, SessionState.ENDED):
+            return
+        self._stdinEnded = not data
+        self.stdin.append(data)
+        self.stdinSize += len(data)
+        self.vm.registry.budget.used += len(data)
+        if self._acked:
+            self.vm.stdin.add(self)
+
+    def takeStdin(self, most: int) -> bytes | None:
+        """
+        The next piece of stdin for the agent.
+
+        @param most: its longest length.
+        @return: the piece, empty for the end of stdin, or L{None} if there is none.
+        """
+        if not self.stdin:
+            return None
+        data = self.stdin.popleft()
+        if len(data) > most:
+            self.stdin.appendleft(data[most:])
+            data = data[:most]
+        self.stdinSize -= len(data)
+        self.vm.registry.budget.used -= len(data)
+        return data
+
+    def stdinTaken(self) -> None:
+        """Some stdin has gone: the shim may be read again."""
+        if self.shim is not None and not self.stdinFull:
+            self.shim.wake()
+
+    def _forgetStdin(self) -> None:
+        self.vm.stdin.remove(self)
+        self.vm.registry.budget.used -= self.stdinSize
+        self.stdin.clear()
+        self.stdinSize = 0
+        if self.shim is not None:
+            self.shim.wake()
+
+    # -- ends
+
+    def vmGone(self, notify: bool) -> None:
+        """
+        The VM's channels have closed.
+
+        @param notify: tell a shim that has no exit status that its process is lost.
+        """
+        if self._closeAfter:
+            return
+        self._fail(RequestError(f"VM {self.vm.containerId} is gone"))
+        if self.state is SessionState.DETACHED or self.claimable:
+            self._end()
+            return
+        if self.state is not SessionState.EXITED:
+            if self.status is not None or notify:
+                self.status = LOST_STATUS if self.status is None else self.status
+                self._advance(SessionInput.EXIT)
+                self._forgetStdin()
+                self._queueExit()
+        self._closeAfter = True
+        if self.shim is not None:
+            self.shim.finishAfterOutput()
+        else:
+            self._endSoon()
+
+    def _endSoon(self) -> None:
+        """Keep what is undelivered for a shim that may come back, but not for ever."""
+        if not self.pending:
+            self._end()
+            return
+        registry = self.vm.registry
+        self._endWait = registry.later(registry.limits.undeliveredTimeout, self._giveUp)
+
+    def _giveUp(self) -> None:
+        """Nobody came for it."""
+        self.vm.log.warn(
+            "dropped {dropped} bytes of output that no shim came for",
+            event="undelivered",
+            dropped=self.pendingSize + self.dropped,
+            **self.fields,
+        )
+        self._end()
+
+    def _end(self) -> None:
+        self._forgetOutput()
+        self._advance(SessionInput.END)
+        self._free()
+
+    def _free(self) -> None:
+        """It has ended: nobody finds it any more."""
+        for wait in (self._exitWait, self._endWait):
+            cancel(wait)
+        self._forgetStdin()
+        self.vm.freeSession(self)
+
+
+def requireSession(session: Session | None) -> Session:
+    """
+    @raise NotAShim: the client has none.
+    """
+    if session is None:
+        raise NotAShim()
+    return session
+
+
+def unusable(session: Session) -> RegistryError | None:
+    """Why a new start cannot use the session's token, or L{None} if it can."""
+    if session.killed:
+        return RegistryError("process was killed before its start")
+    if session.start is not None or session.state is not SessionState.CREATED:
+        return RegistryError(f"token {session.name} is used by another process already")
+    return None

@@ -1,0 +1,121 @@
+"""
+What goes to the agent on the I/O channel, cut and paced so that the agent can bear it.
+
+docs/protocol, "What the agents can bear" (promise P19):
+
+ - Sessions take turns by 4096 bytes, and at most 16 KiB wait in the channel's socket, so that a
+   keystroke is never behind another session's bulk.
+ - A hyperstart gets at most 256 bytes of payload in a message: it has 512 bytes of buffer per
+   process, and silently drops what does not fit.
+ - A cc agent ends, and its VM with it, when a header reaches it in two reads, and the hypervisor
+   reads 4096 bytes at a time. So it gets whole messages in writes of at most 4096 bytes. A write
+   of exactly 4096 may be followed by another; after a shorter one the socket must have been
+   drained first.
+ - An agent that nobody knows yet gets what suits both.
+
+What the socket does not take stays with the sessions, and a shim whose session is full is not
+read (L{ccproxy.core.flow}).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from ..wire.codes import Dialect
+from ..wire.messages import IO_HEADER, encodeIO
+
+if TYPE_CHECKING:
+    from .session import Session
+    from .vm import VM
+
+#: The most that a session may send before it is another's turn; also the hypervisor's read size.
+TURN = 4096
+#: The most that may wait in the channel's socket.
+WINDOW = 16 << 10
+#: The most payload of a message to a hyperstart.
+SMALL_PAYLOAD = 256
+
+
+class StdinScheduler:
+    """
+    The sessions of one VM that have stdin to send.
+
+    @ivar turns: those sessions, the next one first.
+    """
+
+    __slots__ = ("_rest", "_vm", "_waiting", "turns")
+
+    def __init__(self, vm: VM) -> None:
+        self._vm = vm
+        self._rest = b""
+        self._waiting = False
+        self.turns: deque[Session] = deque()
+
+    def add(self, session: Session) -> None:
+        """C{session} has stdin to send."""
+        if session not in self.turns:
+            self.turns.append(session)
+        self.pump()
+
+    def remove(self, session: Session) -> None:
+        """C{session} has ended."""
+        if session in self.turns:
+            self.turns.remove(session)
+
+    def drained(self) -> None:
+        """The agent has read all that was sent."""
+        self._waiting = False
+        self.pump()
+
+    def pump(self) -> None:
+        """Send what the agent can bear now."""
+        io = self._vm.io
+        if io is None or self._waiting or not self._flush():
+            return
+        while self.turns:
+            self._rest = self._next()
+            drain = self._mustDrain(len(self._rest))
+            whole = self._flush()
+            if drain or io.unsent() + TURN > WINDOW:
+                self._waiting = True
+                io.notifyDrained()
+                return
+            if not whole:
+                return
+
+    def _mustDrain(self, size: int) -> bool:
+        """Whether the agent must have read a write of C{size} bytes before the next one."""
+        dialect = self._vm.dialect
+        return dialect is Dialect.UNKNOWN or (dialect is Dialect.CC and size < TURN)
+
+    def _flush(self) -> bool:
+        """Send what is left of the last write; tells whether all of it was taken."""
+        if self._rest:
+            io = self._vm.io
+            assert io is not None
+            self._rest = self._rest[io.send([self._rest]) :]
+        return not self._rest
+
+    def _next(self) -> bytes:
+        """
+        The next write: whole messages, at most 4096 bytes, from as many sessions as it takes.
+        """
+        most = TURN - IO_HEADER.size if self._vm.dialect is Dialect.CC else SMALL_PAYLOAD
+        pieces = []
+        room = TURN
+        touched = []
+        while self.turns and room > IO_HEADER.size:
+            session = self.turns[0]
+            payload = session.takeStdin(min(most, room - IO_HEADER.size))
+            if payload is None:
+                self.turns.popleft()
+                continue
+            pieces.append(encodeIO(session.stdio, payload))
+            room -= len(pieces[-1])
+            touched.append(session)
+        if self.turns:
+            self.turns.rotate(-1)
+        for session in touched:
+            session.stdinTaken()
+        return b"".join(pieces)
