@@ -11,13 +11,18 @@ import builtins
 import inspect
 import pydoc
 import re
+import sys
 import zlib
 from pathlib import Path
 
 import ccproxy
 
-ROOT = Path(__file__).resolve().parent.parent
-BUILD = Path(__file__).resolve().parent / "_build"
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+BUILD = HERE / "_build"
+sys.path.insert(0, str(HERE))
+
+import generated  # noqa: E402
 
 project = "ccproxy"
 copyright = "the ccproxy authors"
@@ -89,6 +94,8 @@ def inventories() -> list[str]:
         options.append(f"--intersphinx-file={path}::{HOMES[home]}")
     return options
 
+
+generated.write(BUILD / "generated")
 
 pydoctor_args = [
     "--docformat=epytext",
