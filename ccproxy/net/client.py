@@ -11,7 +11,7 @@ Example::
 
 An L{IProcessOutput} given to the connection gets what the process writes, and its exit status.
 Its backpressure is C{client.pauseProducing()} and C{client.resumeProducing()}; that of stdin is
-the transport's, as everywhere in Twisted: register a producer with C{client.transport}.
+the transport's, as everywhere in Twisted: C{client.registerProducer()}.
 """
 
 from __future__ import annotations
@@ -368,9 +368,24 @@ class ProxyClient(Protocol):
         if not self._ended:
             self._transport.resumeProducing()  # type: ignore[attr-defined]
 
+    def registerProducer(self, producer: object, streaming: bool) -> None:
+        """
+        Let the connection say when it can take more, of stdin above all.
+
+        @param producer: an L{interfaces.IPushProducer}, or an L{interfaces.IPullProducer}, which
+            is asked for more only when all that was sent has reached the socket.
+        @param streaming: whether it is the former.
+        """
+        self._transport.registerProducer(producer, streaming)  # type: ignore[attr-defined]
+
+    def unregisterProducer(self) -> None:
+        """The producer has no more."""
+        self._transport.unregisterProducer()  # type: ignore[attr-defined]
+
     def stopProducing(self) -> None:
-        """Close the connection."""
-        self._transport.loseConnection()
+        """Close the connection, after all that was sent."""
+        if not self._ended:
+            self._transport.loseConnection()
 
     def close(self) -> Deferred[None]:
         """
@@ -378,8 +393,7 @@ class ProxyClient(Protocol):
 
         @return: fires when it is closed.
         """
-        if not self._ended:
-            self._transport.loseConnection()
+        self.stopProducing()
         return self.whenClosed()
 
     def whenClosed(self) -> Deferred[None]:

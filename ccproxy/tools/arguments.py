@@ -1,0 +1,74 @@
+"""
+Words of the command line that several commands have in common.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from ..net.address import DEFAULT_SOCKET, socketPath
+
+
+def address(text: str) -> str:
+    """The path of the proxy's socket, for argparse."""
+    try:
+        return socketPath(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def variable(text: str) -> tuple[str, str]:
+    """A variable of the environment, for argparse: C{NAME=VALUE}, or C{NAME} for our own."""
+    name, equals, value = text.partition("=")
+    if not name:
+        raise argparse.ArgumentTypeError(f"{text!r} names no variable: give NAME=VALUE")
+    if not equals and name not in os.environ:
+        raise argparse.ArgumentTypeError(f"{name} is not set here: give {name}=VALUE")
+    return name, value if equals else os.environ[name]
+
+
+def addAddress(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says where the proxy is."""
+    parser.add_argument(
+        "-u",
+        "--url",
+        "--socket-path",
+        "--socket",
+        dest="path",
+        type=address,
+        default=os.environ.get("CCPROXY_SOCKET") or DEFAULT_SOCKET,
+        metavar="unix://PATH",
+        help="the proxy's socket, or just its path (default: $CCPROXY_SOCKET, or %(default)s)",
+    )
+
+
+def addProcess(parser: argparse.ArgumentParser) -> None:
+    """Add what says which process to start where."""
+    addAddress(parser)
+    parser.add_argument(
+        "--vm", default="demo", metavar="ID", help="the VM's containerId (default: %(default)s)"
+    )
+    parser.add_argument(
+        "-t", "--tty", action="store_true", help="give the process a terminal, of the size of ours"
+    )
+    parser.add_argument(
+        "-e",
+        "--env",
+        action="append",
+        type=variable,
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="set a variable of its environment, or pass on ours; can be repeated",
+    )
+    parser.add_argument("-w", "--workdir", metavar="DIR", help="the folder that it starts in")
+
+
+def addCommand(parser: argparse.ArgumentParser) -> None:
+    """Add the words of the process, which must come last."""
+    parser.add_argument(
+        "command",
+        nargs=argparse.REMAINDER,
+        metavar="COMMAND",
+        help="the program in the VM and its arguments",
+    )

@@ -1,0 +1,109 @@
+"""
+A shim on this process's own stdin, stdout, stderr, terminal and signals.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectError
+
+from ..net.client import ProxyClient, connectUNIX
+from .attending import NoProxy, Shim
+from .signals import Catching
+from .stdio import InputReader, OutputWriter
+from .terminal import Terminal, terminalOf
+
+
+def reach(reactor: Any, path: str, output: object | None = None) -> Deferred[ProxyClient]:
+    """
+    Connect to the proxy.
+
+    @param path: its socket.
+    @param output: an L{IProcessOutput<ccproxy.net.client.IProcessOutput>}, for a shim.
+    @raise NoProxy: nobody answers there; the text says what to do.
+    """
+
+    async def connecting() -> ProxyClient:
+        try:
+            client: ProxyClient = await connectUNIX(reactor, path, output)
+        except ConnectError as error:
+            reason = os.strerror(error.osError) if error.osError else str(error)
+            raise NoProxy(
+                f"no proxy answers at {path} ({reason}): start one, "
+                "or name its socket with --url or in CCPROXY_SOCKET"
+            ) from None
+        return client
+
+    return Deferred.fromCoroutine(connecting())
+
+
+class LocalShim:
+    """
+    A shim, and what it needs of this process for as long as the context lasts.
+
+    If nobody reads stdout or stderr any more, the process gets SIGPIPE, as if it had written to
+    that pipe itself. What it does then is its own decision; its further output is dropped.
+
+    @ivar shim: the shim.
+    @ivar tell: shows a message to a person: on stderr, unless it is replaced.
+    """
+
+    def __init__(self, reactor: Any, path: str, raw: bool, signals: Iterable[int]) -> None:
+        """
+        @param path: the proxy's socket.
+        @param raw: make the terminal raw, if stdin is one.
+        @param signals: the signals to forward.
+        """
+        stderr = OutputWriter(reactor, 2, self._outputFailed)
+        self.shim = Shim(
+            reactor,
+            lambda output: reach(reactor, path, output),
+            InputReader(reactor, 0),
+            OutputWriter(reactor, 1, self._outputFailed),
+            stderr,
+        )
+        self._reactor = reactor
+        self._signals = signals
+        self._raw = Terminal(0) if raw and os.isatty(0) else None
+        self._stack = ExitStack()
+        terminal = terminalOf(0, 1, 2)
+        if terminal is not None:
+            self.shim.windowSize = terminal.size
+        lineEnd = "\r\n" if self._raw else "\n"
+        self.tell: Callable[[str], None] = lambda text: stderr.write(
+            f"ccproxyctl: {text}{lineEnd}".encode(errors="replace")
+        )
+
+    def __enter__(self) -> LocalShim:
+        if self._raw is not None:
+            self._stack.callback(self._raw.restore)
+            self._raw.makeRaw()
+        self._stack.enter_context(Catching(self._signals, self._caught))
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._stack.close()
+
+    def _caught(self, number: int) -> None:
+        self._reactor.callFromThread(self._forward, number)
+
+    def _forward(self, number: int) -> None:
+        if number == signal.SIGCONT:
+            # We were stopped, and the shell has used the terminal.
+            if self._raw is not None:
+                self._raw.makeRaw()
+            self.shim.forward(signal.SIGWINCH)
+        self.shim.forward(number)
+
+    def _outputFailed(self, error: OSError) -> None:
+        if error.errno == errno.EPIPE:
+            self.shim.forward(signal.SIGPIPE)
+        else:
+            self.tell(f"the process's output is lost from here on: {error.strerror}")

@@ -1,0 +1,62 @@
+"""
+C{ccproxyctl run}: start a container in a VM, connected to this terminal; then remove it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+from collections.abc import Sequence
+
+from ..wire.starts import NewContainer
+from .arguments import addCommand, addProcess
+from .starting import describeProcess, runProcess
+
+#: How long to wait for the removal of a container that has ended, in seconds.
+REMOVE_TIMEOUT = 10.0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ccproxyctl run",
+        usage="%(prog)s [OPTION...] [--] COMMAND [ARGUMENT...]",
+        description="Start a container in a VM, connect its first process to this terminal or "
+        "these pipes, and exit with its status; then remove the container. "
+        "Signals go to the process.",
+        epilog="Exit status: the process's; 125 if ccproxyctl itself fails; 2 for a bad option.",
+    )
+    addProcess(parser)
+    parser.add_argument(
+        "--id", metavar="CONTAINER", help="the container's name (default: run- and random digits)"
+    )
+    parser.add_argument(
+        "--image",
+        metavar="DIR",
+        help="its folder in what the VM shares with its host (default: its name)",
+    )
+    parser.add_argument(
+        "--rootfs", default="rootfs", metavar="DIR", help="its root in there (default: %(default)s)"
+    )
+    addCommand(parser)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """
+    Run the command.
+
+    @param arguments: the words after C{run}.
+    @return: the exit status.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    options.process = describeProcess(options, parser)
+    name = options.id or f"run-{secrets.token_hex(4)}"
+    data = NewContainer(name, options.rootfs, options.image or name, options.process)
+    return runProcess(
+        "run",
+        options,
+        "newcontainer",
+        data,
+        lambda client: client.hyper("removecontainer", {"container": name}, (), REMOVE_TIMEOUT),
+    )

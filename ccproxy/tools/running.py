@@ -1,0 +1,53 @@
+"""
+How a command of C{ccproxyctl} runs: its reactor, and its end.
+
+Exit statuses: what the command itself says, such as a process's own status; L{FAILURE} for an
+error of C{ccproxyctl}; 2 for words on its command line that it does not understand.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from ..errors import CCProxyError
+
+#: The exit status of an error that is not the process's.
+FAILURE = 125
+
+
+def runReactor(command: str, work: Callable[[Any], Coroutine[Any, Any, int]]) -> int:
+    """
+    Run a command's work in the reactor.
+
+    The reactor's own signal handlers stay out of it: most signals are meant for somebody else.
+
+    @param command: the command's name, for messages.
+    @param work: called with the reactor.
+    @return: the exit status.
+    """
+    from twisted.internet import reactor as anyReactor
+    from twisted.internet.defer import Deferred
+    from twisted.python.failure import Failure
+
+    reactor: Any = anyReactor
+    results: list[int | Failure] = []
+
+    def done(result: int | Failure) -> None:
+        results.append(result)
+        reactor.stop()
+
+    def start() -> None:
+        Deferred.fromCoroutine(work(reactor)).addBoth(done)
+
+    reactor.callWhenRunning(start)
+    reactor.run(installSignalHandlers=False)
+    [result] = results
+    if isinstance(result, int):
+        return result
+    if result.check(CCProxyError):
+        print(f"ccproxyctl {command}: {result.getErrorMessage()}", file=sys.stderr)
+    else:
+        result.printTraceback(sys.stderr)
+    return FAILURE

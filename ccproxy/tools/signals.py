@@ -1,0 +1,72 @@
+"""
+Which signals go on to the process in the VM, and how they are caught.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable
+from types import FrameType
+
+#: A fault of our own repeats for ever if a Python function catches it; SIGCHLD and SIGPIPE are
+#: about our own children and pipes; a terminal that is read or written from the background stops
+#: who does it.
+_OURS = {
+    signal.SIGSEGV,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGCHLD,
+    signal.SIGPIPE,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGKILL,
+    signal.SIGSTOP,
+}
+
+
+def forShims() -> set[int]:
+    """All that can be forwarded."""
+    return {int(number) for number in signal.valid_signals() - _OURS}
+
+
+def forCommands() -> set[int]:
+    """
+    Those of a command that people start from a shell: without what its starter has it ignore,
+    as C{nohup} does, and without SIGTSTP, so that Ctrl-Z gives the shell back.
+    """
+    ignored = {each for each in forShims() if signal.getsignal(each) is signal.SIG_IGN}
+    return forShims() - ignored - {signal.SIGTSTP}
+
+
+def nameOf(number: int) -> str:
+    """A signal's name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+class Catching:
+    """Calls a function for each signal, for as long as the context lasts."""
+
+    def __init__(self, numbers: Iterable[int], caught: Callable[[int], object]) -> None:
+        """
+        @param numbers: the signals.
+        @param caught: called with the number, in the main thread, wherever that is just then.
+        """
+        self._numbers = numbers
+        self._caught = caught
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Catching:
+        for number in self._numbers:
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._caught(number)
