@@ -41,7 +41,7 @@ run: command
 	exit $(status)
 
 command: $(VENV)/.installed
-	@status=0; env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS -u MAKEOVERRIDES "$(BIN)/python" -P -m ccproxy.tools.demo \
+	@status=0; env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS -u MAKEOVERRIDES "$(BIN)/ccproxyctl" demo \
 	    --log $(VENV)/demo.log -- $(COMMAND) || status=$$?; echo $$status > $(STATUS)
 
 test: lint unit check-run

@@ -228,7 +228,3 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = _parser().parse_args(arguments)
     return demo(options.command, options.log)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
