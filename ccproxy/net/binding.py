@@ -1,0 +1,226 @@
+"""
+Listening sockets: one bound to a path of the file system, or one that systemd passes.
+
+A path is taken as it should be: never for a moment more open than asked for, never away from a
+living daemon, and never is something removed that is not ours.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import grp
+import os
+import socket
+import stat
+import struct
+import time
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager, suppress
+
+import attrs
+
+from ..errors import CCProxyError
+from .address import MAX_PATH
+
+#: Connections that may wait until they are accepted.
+BACKLOG = 512
+#: The first descriptor that systemd passes.
+FIRST_PASSED = 3
+#: How long another daemon may hold the lock while it starts, in seconds.
+LOCK_TIMEOUT = 5.0
+_LOCK_INTERVAL = 0.05
+_CREDENTIALS = struct.Struct("3i")
+
+
+class CannotListen(CCProxyError):
+    """The socket cannot be had; the text says why and what to do."""
+
+
+def credentials(connected: socket.socket) -> str:
+    """
+    Who is at the other end of an AF_UNIX socket, as C{pid=17 uid=0}.
+
+    That is who it was when it connected; for a connecting socket, who began to listen.
+    """
+    pid, uid, _ = _CREDENTIALS.unpack(
+        connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
+    return f"pid={pid} uid={uid}"
+
+
+@attrs.define(eq=False)
+class ListeningSocket:
+    """
+    A socket that listens.
+
+    @ivar socket: the socket, non-blocking.
+    @ivar path: its path, empty if it has none that can be shown.
+    """
+
+    socket: socket.socket
+    path: str
+    _inode: tuple[int, int] | None = None
+
+    def close(self) -> None:
+        """Stop listening. The path is removed if we made it and it is still the same."""
+        if self._inode is not None:
+            with suppress(FileNotFoundError):
+                if _inode(self.path) == self._inode:
+                    os.unlink(self.path)
+            self._inode = None
+        # Not before: a path that still leads to a living socket is nobody else's to replace.
+        self.socket.close()
+
+
+def bind(path: str, mode: int = 0o660, group: str | int | None = None) -> ListeningSocket:
+    """
+    Listen on a path, replacing a socket there that nobody listens on any more.
+
+    Its directory is made if it is not there, with mode 0750.
+
+    @param mode: the socket's permissions.
+    @param group: the group that the socket, and its directory if made here, is given to.
+    @raise CannotListen: it cannot be done.
+    """
+    path = os.path.abspath(path)
+    if len(os.fsencode(path)) > MAX_PATH:
+        raise CannotListen(
+            f"cannot listen on {path}: the path is longer than the {MAX_PATH} bytes "
+            "that a socket's address has room for; choose a shorter one"
+        )
+    try:
+        gid = -1 if group is None else group if isinstance(group, int) else grp.getgrnam(group)[2]
+    except KeyError:
+        raise CannotListen(f"cannot listen on {path}: there is no group {group}") from None
+    try:
+        directory = os.path.dirname(path)
+        if not os.path.exists(directory):
+            _makeDirectory(directory, gid)
+        with _locked(directory, path):
+            return _bind(path, mode, gid)
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {path}: {error.strerror}") from error
+
+
+def _makeDirectory(path: str, gid: int) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+        os.chown(path, -1, gid)
+        os.chmod(path, 0o750)
+
+
+@contextmanager
+def _locked(directory: str, path: str) -> Iterator[None]:
+    """
+    Hold the lock of a directory, so that no two starting daemons judge and bind a path at once.
+
+    The lock is on the directory's own descriptor: it leaves nothing behind.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + LOCK_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise CannotListen(
+                        f"cannot listen on {path}: another process has held the lock of "
+                        f"{directory} for {LOCK_TIMEOUT:g} s"
+                    ) from None
+                time.sleep(_LOCK_INTERVAL)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _bind(path: str, mode: int, gid: int) -> ListeningSocket:
+    _removeStale(path)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listening.setblocking(False)
+        # The file takes its permissions from the socket: none, until the group is right.
+        os.fchmod(listening.fileno(), 0)
+        listening.bind(path)
+        bound = ListeningSocket(listening, path, _inode(path))
+        try:
+            os.chown(path, -1, gid)
+            os.chmod(path, mode)
+            listening.listen(BACKLOG)
+        except BaseException:
+            bound.close()
+            raise
+        return bound
+    except BaseException:
+        listening.close()
+        raise
+
+
+def _removeStale(path: str) -> None:
+    """
+    Remove a socket that nobody listens on.
+
+    @raise CannotListen: there is something else, or somebody listens.
+    """
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise CannotListen(
+                f"cannot listen on {path}: there is a file that is no socket; "
+                "remove it or choose another path"
+            )
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        result = probe.connect_ex(path)
+        if result == errno.ECONNREFUSED:
+            os.unlink(path)
+        elif result != errno.ENOENT:
+            who = f" ({credentials(probe)})" if result == 0 else f" ({os.strerror(result)})"
+            raise CannotListen(
+                f"cannot listen on {path}: another daemon{who} is listening there; "
+                "stop it first or choose another path"
+            )
+
+
+def _inode(path: str) -> tuple[int, int]:
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino
+
+
+def passedSocket(environment: MutableMapping[str, str]) -> ListeningSocket | None:
+    """
+    The socket that systemd has passed to this process, if it has.
+
+    The variables that say so are removed: they are not for our children.
+
+    @param environment: the process's environment.
+    @raise CannotListen: more than one was passed, or one that cannot be used.
+    """
+    pid = environment.pop("LISTEN_PID", "")
+    count = environment.pop("LISTEN_FDS", "")
+    environment.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()) or count in ("", "0"):
+        return None
+    if count != "1":
+        raise CannotListen(f"expected one socket from systemd (LISTEN_FDS), got {count}")
+    try:
+        os.set_inheritable(FIRST_PASSED, False)
+        passed = socket.socket(fileno=FIRST_PASSED)
+        listens = passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise CannotListen(
+            f"descriptor {FIRST_PASSED}, passed by systemd, cannot be used: {error.strerror}"
+        ) from error
+    if passed.family != socket.AF_UNIX or passed.type != socket.SOCK_STREAM or not listens:
+        passed.detach()
+        raise CannotListen(
+            f"descriptor {FIRST_PASSED}, passed by systemd, is no listening UNIX stream socket: "
+            "the unit needs ListenStream= with a path"
+        )
+    passed.setblocking(False)
+    name = passed.getsockname()
+    return ListeningSocket(passed, name if isinstance(name, str) else "")

@@ -1,0 +1,225 @@
+"""
+Connections that come in through a listening socket, and connections that we make.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from contextlib import suppress
+
+from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IListeningPort,
+    IProtocol,
+    IProtocolFactory,
+    IReactorTime,
+    IReadDescriptor,
+)
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from .binding import ListeningSocket, bind, credentials, passedSocket
+from .ordinary import attach
+from .polling import Poller
+
+#: Connections accepted in one turn of the reactor.
+MOST_ACCEPTED = 16
+#: Seconds until the next try when not even one descriptor is left to turn a client away with.
+STARVED_INTERVAL = 1.0
+#: Seconds between two tries to connect to a socket whose queue is full.
+RETRY_INTERVAL = 0.05
+
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+_NO_ROOM = (*_NO_DESCRIPTORS, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC)
+
+
+@implementer(IListeningPort, IReadDescriptor)
+class UNIXListener:
+    """
+    Accepts connections to a path, or to the socket that systemd has passed instead.
+
+    Out of descriptors, it turns clients away at once instead of letting them wait: one descriptor
+    is kept in reserve for that.
+
+    @ivar path: where it listens; that of a passed socket once it listens.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        poller: Poller,
+        path: str,
+        factory: IProtocolFactory,
+        mode: int = 0o660,
+        group: str | int | None = None,
+    ) -> None:
+        """
+        @param poller: the poller of the connections.
+        @param factory: makes their protocols; it refuses one by making none.
+        @param mode: see L{bind}.
+        @param group: see L{bind}.
+        """
+        self.path = path
+        self._poller = poller
+        self._factory = factory
+        self._mode = mode
+        self._group = group
+        self._listening: ListeningSocket | None = None
+        self._reserve: int | None = None
+        self._starved = False
+        self._again: IDelayedCall | None = None
+
+    def startListening(self) -> None:
+        """
+        Start accepting.
+
+        @raise CannotListen: it cannot be done.
+        """
+        self._listening = passedSocket(os.environ) or bind(self.path, self._mode, self._group)
+        self.path = self._listening.path
+        self._reserve = _reserve()
+        self._factory.doStart()
+        self._poller.reactor.addReader(self)
+
+    def stopListening(self) -> Deferred[None]:
+        """Stop, and remove the socket's path if we made it. Connections go on."""
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            self._poller.reactor.removeReader(self)
+            if self._again is not None:
+                self._again.cancel()
+                self._again = None
+            listening.close()
+            if self._reserve is not None:
+                os.close(self._reserve)
+                self._reserve = None
+            self._factory.doStop()
+        return succeed(None)
+
+    def getHost(self) -> UNIXAddress:
+        """Where it listens."""
+        return UNIXAddress(self.path or None)
+
+    def fileno(self) -> int:
+        """The listening socket's descriptor, for the reactor."""
+        return -1 if self._listening is None else self._listening.socket.fileno()
+
+    def logPrefix(self) -> str:
+        """A name for the reactor's log."""
+        return f"listening on {self.path}"
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor stops."""
+        self.stopListening()
+
+    def doRead(self) -> None:
+        """Accept what has come, some at a time."""
+        for _ in range(MOST_ACCEPTED):
+            if self._listening is None:
+                return
+            try:
+                connection = self._listening.socket.accept()[0]
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    self._turnAway(self._listening.socket, error)
+                    return
+                # ECONNABORTED and its like: this one is gone, the next may be there.
+                continue
+            self._starved = False
+            try:
+                self._connect(connection)
+            except Exception:
+                connection.close()
+                self._log.failure("a connection could not be served")
+
+    def _connect(self, connection: socket.socket) -> None:
+        protocol = self._factory.buildProtocol(UNIXAddress(None))
+        if protocol is None:
+            connection.close()
+        else:
+            attach(self._poller, connection, credentials(connection), protocol)
+
+    def _turnAway(self, listening: socket.socket, error: OSError) -> None:
+        """No descriptor is left for the next connection: close it, which takes one for a moment."""
+        if not self._starved:
+            self._starved = True
+            self._log.error(
+                "clients are turned away: {error}; raise the limit of open files (LimitNOFILE=)",
+                error=error.strerror,
+            )
+        if self._reserve is not None:
+            os.close(self._reserve)
+            with suppress(OSError):
+                listening.accept()[0].close()
+            self._reserve = _reserve()
+        if self._reserve is None:
+            # Even that one is gone. The reactor would call again at once, and for nothing.
+            self._poller.reactor.removeReader(self)
+            self._again = self._poller.reactor.callLater(STARVED_INTERVAL, self._resume)
+
+    def _resume(self) -> None:
+        self._again = None
+        self._reserve = _reserve()
+        self._poller.reactor.addReader(self)
+
+
+def _reserve() -> int | None:
+    try:
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def connectUNIX(
+    poller: Poller, path: str, protocol: IProtocol, clock: IReactorTime, timeout: float
+) -> Deferred[None]:
+    """
+    Connect a protocol to an AF_UNIX stream socket.
+
+    A socket whose queue of waiting connections is full is tried again. Cancelling is possible.
+
+    @param timeout: for how long, in seconds.
+    @return: fires once C{makeConnection} has been called, which may be at once; fails with
+        C{OSError}, whose text names the path.
+    """
+    return Deferred.fromCoroutine(_connect(poller, path, protocol, clock, timeout))
+
+
+async def _connect(
+    poller: Poller, path: str, protocol: IProtocol, clock: IReactorTime, timeout: float
+) -> None:
+    deadline = clock.seconds() + timeout
+    connecting: socket.socket | None = None
+    try:
+        connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connecting.setblocking(False)
+        while not _connected(connecting, path):
+            if clock.seconds() >= deadline:
+                raise TimeoutError(
+                    errno.ETIMEDOUT, f"Not accepted within {timeout:g} s, its queue is full"
+                )
+            await deferLater(clock, RETRY_INTERVAL)
+        attach(poller, connecting, path, protocol)
+    except BaseException as error:
+        if connecting is not None:
+            connecting.close()
+        if isinstance(error, OSError):
+            error.filename = path
+        raise
+
+
+def _connected(connecting: socket.socket, path: str) -> bool:
+    try:
+        connecting.connect(path)
+    except BlockingIOError:
+        return False
+    return True

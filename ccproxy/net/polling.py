@@ -1,0 +1,186 @@
+"""
+One edge-triggered epoll for all sockets of the proxy, itself watched by the Twisted reactor.
+
+Level-triggered polling, which is what a reactor does, would spin on a socket whose reading is
+paused, and cannot tell when a peer has read all that was written. An edge can. The reactor sees
+only the epoll's own descriptor, so any reactor will do.
+
+The work is shared out evenly: a socket is read once, one buffer at most, and goes to the end of
+a queue if it has more. Before each step of that queue new events are taken, so that a keystroke
+waits for one buffer of another's flood and not for the flood. After some steps the reactor has
+its turn, for its timers and everything else.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, epoll
+from typing import TYPE_CHECKING, Protocol
+
+from twisted.internet.error import ConnectionLost
+from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+if TYPE_CHECKING:
+    from .transport import StreamTransport
+
+#: Bits of an event that say that the peer has closed its end, wholly or for writing.
+HANGUP = EPOLLRDHUP | EPOLLHUP | EPOLLERR
+#: Bytes read from a socket at a time, and so the most between two looks at the others.
+READ_SIZE = 64 << 10
+#: Events taken at a time.
+MOST_EVENTS = 32
+#: Steps of the queue in one turn of the reactor.
+STEPS = 16
+
+_READING = EPOLLIN | EPOLLRDHUP | EPOLLET
+
+
+class Reactor(Protocol):
+    """What is needed of a reactor."""
+
+    def addReader(self, reader: IReadDescriptor) -> None:
+        """Watch a descriptor."""
+
+    def removeReader(self, reader: IReadDescriptor) -> None:
+        """Watch it no more."""
+
+    def seconds(self) -> float:
+        """Now."""
+
+    def callLater(
+        self, delay: float, callable: Callable[..., object], *args: object
+    ) -> IDelayedCall:
+        """Call C{callable(*args)} in C{delay} seconds."""
+
+
+@implementer(IReadDescriptor)
+class Poller:
+    """
+    Tells transports when there is something to do for their sockets.
+
+    @ivar reactor: the reactor that watches the epoll.
+    @ivar scratch: the buffer that all transports read into, or L{None} while one is using it.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: Reactor) -> None:
+        self.reactor = reactor
+        self.scratch: memoryview | None = memoryview(bytearray(READ_SIZE))
+        self._epoll = epoll()
+        self._transports: dict[int, StreamTransport] = {}
+        self._queue: deque[StreamTransport] = deque()
+        self._removed: set[int] = set()
+        self._working = False
+        self._nextTurn: IDelayedCall | None = None
+        reactor.addReader(self)
+
+    def add(self, transport: StreamTransport) -> None:
+        """
+        Watch a transport's socket for input and hang-up.
+
+        @raise OSError: the system allows no more of them.
+        """
+        self._epoll.register(transport.fileno(), _READING)
+        self._transports[transport.fileno()] = transport
+
+    def watchRoom(self, transport: StreamTransport, wanted: bool) -> None:
+        """
+        Watch a transport's socket for room and for what the peer reads as well, or no more.
+
+        If there is room now, that is an event too.
+        """
+        self._epoll.modify(transport.fileno(), _READING | EPOLLOUT if wanted else _READING)
+
+    def remove(self, transport: StreamTransport) -> None:
+        """Forget a transport. Its socket must be open still, and be closed next."""
+        fd = transport.fileno()
+        if self._transports.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+            # The descriptor may be another socket's before the events at hand are through.
+            self._removed.add(fd)
+
+    def enqueue(self, transport: StreamTransport) -> None:
+        """Call C{transport.proceed()} soon, and never from within this call."""
+        if not transport.queued:
+            transport.queued = True
+            self._queue.append(transport)
+            if not self._working:
+                self._continueSoon()
+
+    def fileno(self) -> int:
+        """The epoll's descriptor, for the reactor."""
+        return -1 if self._epoll.closed else self._epoll.fileno()
+
+    def doRead(self) -> None:
+        """Do a turn's work."""
+        self._working = True
+        for _ in range(STEPS):
+            self._takeEvents()
+            if not self._queue:
+                break
+            self._step()
+        self._working = False
+        if self._queue:
+            self._continueSoon()
+
+    def _takeEvents(self) -> None:
+        if self._epoll.closed:
+            return
+        self._removed.clear()
+        for fd, events in self._epoll.poll(0, MOST_EVENTS):
+            if fd in self._removed:
+                continue
+            transport = self._transports[fd]
+            try:
+                transport.happened(events)
+            except Exception:
+                self.failed(transport)
+
+    def _step(self) -> None:
+        transport = self._queue.popleft()
+        transport.queued = False
+        try:
+            transport.proceed()
+        except Exception:
+            self.failed(transport)
+
+    def failed(self, transport: StreamTransport) -> None:
+        """A protocol has raised an exception: that costs it its connection, and nobody else."""
+        reason = Failure()
+        self._log.failure("connection of {peer} closed", reason, peer=transport.peer)
+        transport.fail(reason)
+
+    def _continueSoon(self) -> None:
+        if self._nextTurn is None:
+            self._nextTurn = self.reactor.callLater(0, self._continue)
+
+    def _continue(self) -> None:
+        self._nextTurn = None
+        self.doRead()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor stops, and with it all connections end."""
+        self.close()
+
+    def logPrefix(self) -> str:
+        """A name for the reactor's log."""
+        return "ccproxy"
+
+    def close(self) -> None:
+        """End all connections, tell their protocols so, and stop for good."""
+        if self._epoll.closed:
+            return
+        self.reactor.removeReader(self)
+        if self._nextTurn is not None:
+            self._nextTurn.cancel()
+        self._working = True
+        for transport in list(self._transports.values()):
+            transport.fail(Failure(ConnectionLost("the proxy is stopping")))
+        while self._queue:
+            self._step()
+        self._epoll.close()

@@ -1,0 +1,472 @@
+"""
+A connected AF_UNIX stream socket, as the core wants it.
+
+What it does otherwise than Twisted's own transport:
+
+ - A failed write or a hang-up never ends the connection. Nothing more is written, what the peer
+   sent before it went is read to its end, and only that end is told.
+ - What is sent is with the kernel at once or not taken at all, so a sender knows what is on its
+   way, and can learn when the peer has read it.
+ - Input that the protocol does not use yet is kept here and offered again. All transports of a
+   poller read into one buffer; a transport of its own has only the rest of a cut unit. The
+   protocol bounds that rest: it closes when a unit announces too great a length.
+ - A hang-up is noticed while reading is paused.
+
+Protocols that use it provide L{IBufferedProtocol}. For all others there is
+L{ccproxy.net.ordinary.OrdinaryTransport}.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import select
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from fcntl import ioctl
+from select import EPOLLOUT, EPOLLRDHUP
+from termios import TIOCOUTQ
+from typing import Any
+
+import attrs
+from twisted.internet.error import ConnectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import Interface, implementer
+
+from ..interfaces import IConnection
+from ..wire.decoder import Buffer
+from .polling import HANGUP, READ_SIZE, Poller
+
+#: The most that is written in one call, in bytes: AF_UNIX takes as much whole or not at all.
+MOST_PER_CALL = 32 << 10
+#: The most buffers in one call: the system's IOV_MAX.
+MOST_BUFFERS = 1024
+#: A rest up to this many bytes is copied in front of what is read next; a longer one is appended
+#: to instead, so that its bytes are not copied for every small piece that comes.
+MOST_IN_FRONT = 8 << 10
+#: The kernel counts whole buffers, none of which is smaller than this; a moment before it has let
+#: go of the last one a byte or two are left in its count.
+_LEAST_COUNTED = 256
+
+_log = Logger()
+
+
+class IBufferedProtocol(Interface):
+    """
+    A protocol that reads from the transport's own buffer and uses as much as it can.
+    """
+
+    def makeConnection(transport: Any) -> None:
+        """
+        The connection begins.
+
+        @param transport: a L{StreamTransport}.
+        """
+
+    def bufferReceived(data: memoryview) -> int:
+        """
+        Bytes have come; they begin where the last call stopped. The view can be written to.
+
+        @param data: valid during the call only.
+        @return: how many bytes were used. The rest is offered again when more has come, or after
+            C{resumeReading} if reading has been paused meanwhile.
+        """
+
+    def writable() -> None:
+        """There is room again, after a short C{send}."""
+
+    def drained() -> None:
+        """The peer has read all: the answer to C{notifyDrained}."""
+
+    def peerGone() -> None:
+        """The peer has hung up while reading is paused."""
+
+    def readConnectionLost() -> None:
+        """Nothing more will come. The protocol closes the connection when it wants."""
+
+    def connectionLost(reason: Failure) -> None:
+        """
+        The connection is closed: by the protocol, or because it could not go on.
+
+        @param reason: why.
+        """
+
+
+class _Life(enum.Enum):
+    OPEN = enum.auto()
+    #: The input has ended; output may go on.
+    ENDED = enum.auto()
+    CLOSED = enum.auto()
+
+
+class _Output(enum.Enum):
+    FREE = enum.auto()
+    #: A write was short; an event says when there is room.
+    FULL = enum.auto()
+    #: A write has failed, or the transport is closed.
+    BROKEN = enum.auto()
+
+
+# Found faster than through their classes, on the path of every chunk.
+_OPEN, _ENDED, _CLOSED = _Life
+_FREE, _FULL, _BROKEN = _Output
+
+
+def hungUp(fd: int) -> bool:
+    """
+    Whether the peer of a stream socket has closed both directions.
+
+    @param fd: the socket's descriptor.
+    """
+    poll = select.poll()
+    poll.register(fd, 0)
+    return bool(poll.poll(0))
+
+
+def _portions(data: Iterable[Buffer]) -> Iterator[tuple[list[Buffer], int]]:
+    """Group buffers for one call each, with their size; only a buffer too long alone is cut."""
+    portion: list[Buffer] = []
+    size = 0
+    for buffer in data:
+        view = memoryview(buffer)
+        for piece in (view[at : at + MOST_PER_CALL] for at in range(0, len(view), MOST_PER_CALL)):
+            if size + len(piece) > MOST_PER_CALL or len(portion) == MOST_BUFFERS:
+                yield portion, size
+                portion, size = [], 0
+            portion.append(piece)
+            size += len(piece)
+    if portion:
+        yield portion, size
+
+
+@implementer(IConnection)
+@attrs.define(eq=False, weakref_slot=False)
+class StreamTransport:
+    """
+    A connection, from its socket's point of view. L{begin} starts it.
+
+    @ivar peer: who is at the other end, for logs.
+    @ivar protocol: whom it serves.
+    @ivar queued: whether it waits for its step in the poller's queue; the poller's own note.
+    @ivar disconnecting: whether the protocol has asked for the end.
+    """
+
+    _poller: Poller
+    _socket: socket.socket
+    peer: str
+    protocol: IBufferedProtocol = attrs.field(init=False)
+    queued: bool = attrs.field(default=False, init=False)
+    disconnecting: bool = attrs.field(default=False, init=False)
+    _life: _Life = attrs.field(default=_OPEN, init=False)
+    _reason: Failure | None = attrs.field(default=None, init=False)
+
+    # Reading.
+    _paused: bool = attrs.field(default=False, init=False)
+    #: There may be something to read: bytes, or the end.
+    _readable: bool = attrs.field(default=False, init=False)
+    #: The end of the input is there, behind what is still to be read.
+    _hungUp: bool = attrs.field(default=False, init=False)
+    #: The peer has closed both directions.
+    _gone: bool = attrs.field(default=False, init=False)
+    _goneTold: bool = attrs.field(default=False, init=False)
+    _receiving: bool = attrs.field(default=False, init=False)
+    _rest: bytearray | None = attrs.field(default=None, init=False)
+    _offerAgain: bool = attrs.field(default=False, init=False)
+
+    # Writing.
+    _output: _Output = attrs.field(default=_FREE, init=False)
+    _watchingRoom: bool = attrs.field(default=False, init=False)
+    _drainWanted: bool = attrs.field(default=False, init=False)
+
+    def begin(self, protocol: IBufferedProtocol) -> None:
+        """
+        Connect a protocol and start reading.
+
+        @raise OSError: the system cannot watch one more socket. The caller closes it.
+        """
+        self.protocol = protocol
+        self._socket.setblocking(False)
+        self._poller.add(self)
+        try:
+            protocol.makeConnection(self)
+        except Exception:
+            self._poller.failed(self)
+
+    def fileno(self) -> int:
+        """The socket's descriptor, -1 once it is closed."""
+        return self._socket.fileno()
+
+    # What the poller calls.
+
+    def happened(self, events: int) -> None:
+        """
+        The socket has changed.
+
+        @param events: what C{epoll} says about it.
+        """
+        if events & EPOLLOUT and self._watchingRoom:
+            self._roomOrDrained(events)
+        if events != EPOLLOUT and self._life is _OPEN:
+            self._readable = True
+            if events & HANGUP:
+                self._hungUp = True
+                self._gone = events & HANGUP != EPOLLRDHUP
+            if not self.queued:
+                self._readOn()
+
+    def proceed(self) -> None:
+        """Do what has been put off."""
+        if self._life is _CLOSED:
+            if self._reason is not None:
+                self._tellLost(self._reason)
+            return
+        if self._drainWanted:
+            self._checkDrained()
+        self._readOn()
+
+    def fail(self, reason: Failure) -> None:
+        """
+        Close for a reason that is not the protocol's, which is told.
+
+        @param reason: what it is told.
+        """
+        self._close(reason)
+
+    # Reading.
+
+    def _readOn(self) -> None:
+        """Read and offer, one buffer at most: the rest is for another step."""
+        while self._life is _OPEN and not self._paused:
+            if not self._read():
+                break
+        if self._life is _OPEN:
+            if not self._paused:
+                if self._readable or self._offerAgain:
+                    self._poller.enqueue(self)
+            elif self._gone and not self._goneTold:
+                self._goneTold = True
+                self.protocol.peerGone()
+
+    def _read(self) -> bool:
+        """
+        Offer the rest again if that is due, else read once and offer what came.
+
+        @return: whether to go on in the same step.
+        """
+        if self._offerAgain:
+            self._offerAgain = False
+            if self._rest is not None:
+                self._offer(memoryview(self._rest), True)
+            return self._readable
+        if not self._readable:
+            return False
+        poller = self._poller
+        scratch = poller.scratch
+        if scratch is None:
+            # A protocol that is reading has made us read too: readNow.
+            scratch = memoryview(bytearray(READ_SIZE))
+        poller.scratch = None
+        try:
+            return self._readInto(scratch)
+        finally:
+            poller.scratch = scratch
+
+    def _readInto(self, scratch: memoryview) -> bool:
+        rest = self._rest
+        front = len(rest) if rest is not None and len(rest) <= MOST_IN_FRONT else 0
+        room = scratch[front:] if front else scratch
+        try:
+            count = self._socket.recv_into(room)
+        except BlockingIOError:
+            self._readable = self._hungUp = False
+            return False
+        except OSError:
+            # The peer closed before it had read all that we sent; what it sent has been read.
+            count = 0
+        if count == 0:
+            self._end()
+            return False
+        if count < len(room) and not self._hungUp:
+            # There was no more, and there will be an edge for what comes.
+            self._readable = False
+        if rest is None:
+            self._offer(scratch[:count], False)
+        elif front:
+            scratch[:front] = rest
+            self._offer(scratch[: front + count], False)
+        else:
+            rest += scratch[:count]
+            self._offer(memoryview(rest), True)
+        return self._readable and count < len(room)
+
+    def _offer(self, data: memoryview, isRest: bool) -> None:
+        """
+        Let the protocol use what it can, and keep the rest.
+
+        @param isRest: C{data} is all of the rest that is kept, and not the poller's buffer.
+        """
+        self._receiving = True
+        try:
+            used = self.protocol.bufferReceived(data)
+        finally:
+            self._receiving = False
+        if used == len(data) or self._life is not _OPEN:
+            self._rest = None
+            self._offerAgain = False
+        elif used or not isRest:
+            self._rest = bytearray(data[used:])
+
+    def _end(self) -> None:
+        self._life = _ENDED
+        self._rest = None
+        self.protocol.readConnectionLost()
+
+    def pauseReading(self) -> None:
+        """See L{IConnection.pauseReading}."""
+        self._paused = True
+
+    def resumeReading(self) -> None:
+        """See L{IConnection.resumeReading}."""
+        if self._paused:
+            self._paused = False
+            self._offerAgain = self._receiving or self._rest is not None
+            if self._readable or self._offerAgain:
+                self._poller.enqueue(self)
+
+    def hungUp(self) -> bool:
+        """See L{IConnection.hungUp}."""
+        return self._life is _CLOSED or hungUp(self.fileno())
+
+    def readNow(self) -> None:
+        """See L{IConnection.readNow}."""
+        if self._receiving:
+            return
+        self._readable = self._hungUp = True
+        try:
+            while self._life is _OPEN and not self._paused and (self._readable or self._offerAgain):
+                self._read()
+        except Exception:
+            self._poller.failed(self)
+
+    # Writing.
+
+    def send(self, data: Sequence[Buffer]) -> int:
+        """
+        See L{IConnection.send}.
+
+        Buffers are written as many at a time as L{MOST_PER_CALL} allows, and each of them whole or
+        not at all, unless it is longer than that.
+        """
+        if self._output is not _FREE:
+            return 0
+        size = sum(map(len, data))
+        if size <= MOST_PER_CALL and len(data) <= MOST_BUFFERS:
+            return self._send(data, size)
+        taken = 0
+        for portion, size in _portions(data):
+            count = self._send(portion, size)
+            taken += count
+            if count < size:
+                break
+        return taken
+
+    def _send(self, data: Sequence[Buffer], size: int) -> int:
+        try:
+            count = self._socket.sendmsg(data)
+        except BlockingIOError:
+            count = 0
+        except OSError as error:
+            self._breakOutput(error)
+            return 0
+        if count < size:
+            self._output = _FULL
+            self._watchRoom(True)
+        return count
+
+    def _breakOutput(self, error: OSError) -> None:
+        self._output = _BROKEN
+        if error.errno not in (errno.EPIPE, errno.ECONNRESET):
+            _log.error("cannot write to {peer}: {error}", peer=self.peer, error=error)
+            # The peer is there, and must learn that it waits in vain.
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
+
+    def _watchRoom(self, wanted: bool) -> None:
+        # Each consumed write of a watched socket is an event, but so is much else, and changing
+        # what is watched costs a system call: so it stays watched until an event was for nothing.
+        if self._watchingRoom is not wanted:
+            self._watchingRoom = wanted
+            self._poller.watchRoom(self, wanted)
+
+    def _roomOrDrained(self, events: int) -> None:
+        if self._output is _FULL:
+            self._output = _FREE
+            self.protocol.writable()
+        elif not self._drainWanted:
+            if events == EPOLLOUT:
+                self._watchRoom(False)
+            return
+        if self._drainWanted:
+            self._checkDrained()
+
+    @property
+    def broken(self) -> bool:
+        """Whether a write has failed, or the connection is closed: nothing is taken any more."""
+        return self._output is _BROKEN
+
+    def unsent(self) -> int:
+        """
+        See L{IConnection.unsent}.
+
+        The kernel counts its own overhead of some hundred bytes per write too.
+        """
+        if self._life is _CLOSED:
+            return 0
+        count = int.from_bytes(ioctl(self._socket, TIOCOUTQ, b"\0\0\0\0"), "little")
+        return count if count >= _LEAST_COUNTED else 0
+
+    def notifyDrained(self) -> None:
+        """See L{IConnection.notifyDrained}."""
+        self._drainWanted = True
+        if self.unsent():
+            self._watchRoom(True)
+        else:
+            self._poller.enqueue(self)
+
+    def _checkDrained(self) -> None:
+        if self._life is not _CLOSED and not self.unsent():
+            self._drainWanted = False
+            self.protocol.drained()
+
+    # The end.
+
+    def close(self) -> None:
+        """
+        See L{IConnection.close}.
+
+        C{connectionLost} is called soon, as Twisted does for every end.
+        """
+        self.disconnecting = True
+        self._close(Failure(ConnectionDone()))
+
+    loseConnection = abortConnection = close
+
+    def _close(self, reason: Failure) -> None:
+        if self._life is _CLOSED:
+            return
+        self._life = _CLOSED
+        self._output = _BROKEN
+        self._rest = None
+        self._reason = reason
+        self._poller.remove(self)
+        self._socket.close()
+        self._poller.enqueue(self)
+
+    def _tellLost(self, reason: Failure) -> None:
+        protocol = self.protocol
+        # The two refer to each other; they are to go without waiting for the garbage collector.
+        del self.protocol
+        self._reason = None
+        protocol.connectionLost(reason)
