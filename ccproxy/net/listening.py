@@ -1,5 +1,5 @@
 """
-Connections that come in through a listening socket, and connections that we make.
+Accepting connections to a UNIX socket.
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import (
     IDelayedCall,
     IListeningPort,
-    IProtocol,
     IProtocolFactory,
-    IReactorTime,
     IReadDescriptor,
 )
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -32,8 +29,6 @@ from .polling import Poller
 MOST_ACCEPTED = 16
 #: Seconds until the next try when not even one descriptor is left to turn a client away with.
 STARVED_INTERVAL = 1.0
-#: Seconds between two tries to connect to a socket whose queue is full.
-RETRY_INTERVAL = 0.05
 
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _NO_ROOM = (*_NO_DESCRIPTORS, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC)
@@ -177,49 +172,3 @@ def _reserve() -> int | None:
         return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
-
-
-def connectUNIX(
-    poller: Poller, path: str, protocol: IProtocol, clock: IReactorTime, timeout: float
-) -> Deferred[None]:
-    """
-    Connect a protocol to an AF_UNIX stream socket.
-
-    A socket whose queue of waiting connections is full is tried again. Cancelling is possible.
-
-    @param timeout: for how long, in seconds.
-    @return: fires once C{makeConnection} has been called, which may be at once; fails with
-        C{OSError}, whose text names the path.
-    """
-    return Deferred.fromCoroutine(_connect(poller, path, protocol, clock, timeout))
-
-
-async def _connect(
-    poller: Poller, path: str, protocol: IProtocol, clock: IReactorTime, timeout: float
-) -> None:
-    deadline = clock.seconds() + timeout
-    connecting: socket.socket | None = None
-    try:
-        connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connecting.setblocking(False)
-        while not _connected(connecting, path):
-            if clock.seconds() >= deadline:
-                raise TimeoutError(
-                    errno.ETIMEDOUT, f"Not accepted within {timeout:g} s, its queue is full"
-                )
-            await deferLater(clock, RETRY_INTERVAL)
-        attach(poller, connecting, path, protocol)
-    except BaseException as error:
-        if connecting is not None:
-            connecting.close()
-        if isinstance(error, OSError):
-            error.filename = path
-        raise
-
-
-def _connected(connecting: socket.socket, path: str) -> bool:
-    try:
-        connecting.connect(path)
-    except BlockingIOError:
-        return False
-    return True
