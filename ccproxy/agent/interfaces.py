@@ -1,0 +1,134 @@
+"""
+What the agent needs of the machine that it runs on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import attrs
+from zope.interface import Attribute, Interface
+
+from ..errors import CCProxyError
+
+
+class StartError(CCProxyError):
+    """
+    A program cannot be started.
+
+    @ivar status: the exit status that a shell would give it.
+    """
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@attrs.frozen
+class Program:
+    """
+    A program to start.
+
+    @ivar args: its name and its arguments.
+    @ivar environment: the variables asked for; the machine adds a few that every program needs.
+    @ivar workdir: its working directory; empty for the machine's choice.
+    @ivar terminal: whether it gets a pseudo-terminal instead of three pipes.
+    @ivar container: the number of the container that it belongs to, 0 for none.
+    """
+
+    args: Sequence[str]
+    environment: Mapping[str, str] = attrs.field(factory=dict)
+    workdir: str = ""
+    terminal: bool = False
+    container: int = 0
+
+
+class IRunning(Interface):
+    """A program that was started."""
+
+    waiting: int = Attribute("How many bytes of standard input wait to be read by the program.")
+
+    def write(data: bytes) -> None:
+        """Take standard input; it goes out with the next L{flush}."""
+
+    def flush() -> None:
+        """
+        Write what waits, as far as the program takes it.
+
+        What it does not take is written later; once nothing waits any more
+        L{IRunningSink.stdinDrained} is called.
+        """
+
+    def closeStdin() -> None:
+        """End the standard input after what waits. A terminal has no such end."""
+
+    def signal(number: int) -> None:
+        """
+        Send a signal to the program itself.
+
+        @raise OSError: there is no such signal, or the program has ended.
+        """
+
+    def resize(rows: int, columns: int) -> None:
+        """Set the size of its terminal, in cells; its foreground group gets SIGWINCH."""
+
+    def pauseOutput() -> None:
+        """Read no output; a program that writes will block."""
+
+    def resumeOutput() -> None:
+        """Read output again."""
+
+
+class IRunningSink(Interface):
+    """Who hears of a running program. Nothing is called from within a call to L{IRunning}
+    but L{stdinDrained}."""
+
+    def output(stream: int, data: bytes) -> None:
+        """It wrote. C{stream} is 1 for standard output and for a terminal, 2 for standard error."""
+
+    def stdinDrained() -> None:
+        """All its standard input has been written."""
+
+    def ended(returncode: int) -> None:
+        """
+        It has ended and nobody holds its output any more.
+
+        @param returncode: its exit status, or the negative number of the signal that killed it.
+        """
+
+
+class IMachine(Interface):
+    """Where programs run."""
+
+    def start(program: Program, sink: IRunningSink) -> IRunning:
+        """
+        Start a program.
+
+        @raise StartError: it cannot be started.
+        """
+
+    def members(container: int | None) -> list[int]:
+        """The pids of a container's processes, or of all; their children included."""
+
+    def signal(container: int | None, number: int) -> None:
+        """Send a signal to all L{members}."""
+
+    def ps(args: Sequence[str], done: Callable[[bytes | None], None]) -> None:
+        """
+        Run C{ps}.
+
+        @param done: called with its output, or L{None} if it failed or took too long.
+        """
+
+    def readFile(path: str) -> bytes:
+        """
+        @return: what is in a file.
+        @raise OSError: it is none, or too long for a message, or cannot be read.
+        """
+
+    def writeFile(path: str, content: bytes) -> None:
+        """
+        Put something into a file, which is made if need be.
+
+        @raise OSError: it cannot be written.
+        """
