@@ -19,6 +19,7 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Literal
 
 import attrs
@@ -146,12 +147,9 @@ class ProxyClient(Protocol):
         read from a duplicate of the socket.
         """
         if self._spare is not None:
-            try:
+            with suppress(OSError), self._spare:
                 while not self._ended and (data := self._spare.recv(_READ_SIZE)):
                     self.dataReceived(data)
-            except OSError:
-                pass
-            self._spare.close()
         last = self._pending and self._pending[0]
         if last and last.command is Command.DISCONNECT_SHIM and reason.check(ConnectionDone):
             # It has no response: the end of the connection is what acknowledges it.
