@@ -20,7 +20,7 @@ PLAUSIBLE = 10240
 
 
 @implementer(IStreamSink)
-class ControlChannel:
+class ControlSink:
     """The control channel of a VM: answers, READY, NEXT and events."""
 
     __slots__ = ("_vm",)
@@ -57,7 +57,7 @@ class ControlChannel:
 
 
 @implementer(IStreamSink)
-class IOChannel:
+class IOSink:
     """The I/O channel of a VM: the output of all its processes."""
 
     __slots__ = ("_vm",)
@@ -97,6 +97,7 @@ class IOChannel:
         undecided = None
         for offset in range(len(data) - size + 1):
             number, length = IO_HEADER.unpack_from(data, offset)
+            assert isinstance(length, int)
             if not size <= length <= PLAUSIBLE:
                 continue
             if number in vm.numbers:

@@ -52,7 +52,7 @@ class Registry:
     @ivar clients: all clients.
     @ivar budget: what all sessions hold together.
     @ivar ignoredFrames: how many frames of clients were dropped because they may not send them.
-    @ivar whenClosed: called with each VM whose channels have closed.
+    @ivar whenUnregistered: called when a VM has been unregistered.
     """
 
     connector: IConnector
@@ -69,7 +69,7 @@ class Registry:
     clients: set[Client] = attrs.field(factory=set)
     budget: Budget = attrs.field(init=False)
     ignoredFrames: int = 0
-    whenClosed: Callable[[VM], None] | None = None
+    whenUnregistered: Callable[[], None] | None = None
     _serial: int = 0
     _clientNumber: int = 0
     _touched: set[Client] = attrs.field(factory=set)
@@ -224,8 +224,6 @@ class Registry:
     def channelsClosed(self, vm: VM) -> None:
         """The channels of C{vm} are closed, and its sessions have been told."""
         self.leaving.discard(vm)
-        if self.whenClosed is not None:
-            self.whenClosed(vm)
 
     @property
     def quiet(self) -> bool:

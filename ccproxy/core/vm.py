@@ -21,7 +21,7 @@ from ..interfaces import IConnection
 from ..wire.codes import ControlCode, Dialect
 from ..wire.messages import AsyncEvent
 from ..wire.payloads import RegisterVM
-from .channels import ControlChannel, IOChannel
+from .channels import ControlSink, IOSink
 from .clock import Wait, cancel
 from .commands import PingCommand, StartCommand, dialectOfVersion
 from .control import ControlQueue
@@ -121,7 +121,7 @@ class VM:
         self._later(limits.readyTimeout, self._neverReady)
         self.registry.connector.connect(self)
 
-    def connected(self, control: IConnection, io: IConnection) -> tuple[ControlChannel, IOChannel]:
+    def connected(self, control: IConnection, io: IConnection) -> tuple[ControlSink, IOSink]:
         """
         Both channels are connected: the agent's READY is waited for.
 
@@ -131,7 +131,7 @@ class VM:
         self._controlOut = Outlet(control, self.registry.budget)
         self._advance(VMInput.CONNECTED)
         self._later(self.registry.limits.readyPing, self._askPing)
-        return ControlChannel(self), IOChannel(self)
+        return ControlSink(self), IOSink(self)
 
     def connectFailed(self, reason: str) -> None:
         """
@@ -415,6 +415,8 @@ class VM:
         self.registry.forget(self)
         if lost:
             self._close(VMGone(f"{self.containerId}: VM has been unregistered"))
+        if self.registry.whenUnregistered is not None:
+            self.registry.whenUnregistered()
 
     def _detachAll(self, error: RequestError) -> None:
         for client in self.clients:

@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from ccproxy.core.channels import ControlChannel, IOChannel
+from ccproxy.core.channels import ControlSink, IOSink
 from ccproxy.core.client import Client
 from ccproxy.core.limits import Limits
 from ccproxy.core.registry import Registry
@@ -212,7 +212,7 @@ class MemoryVM:
         self.control = MemoryConnection()
         self.io = MemoryConnection()
         control, io = vm.connected(self.control, self.io)
-        assert isinstance(control, ControlChannel) and isinstance(io, IOChannel)
+        assert isinstance(control, ControlSink) and isinstance(io, IOSink)
         self.control.sink, self.io.sink = control, io
         self._commands = MessageDecoder(CONTROL_HEADER)
         self._stdin = MessageDecoder(IO_HEADER)

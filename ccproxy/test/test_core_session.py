@@ -225,7 +225,8 @@ class AbsenceTests(SynchronousTestCase):
             shim.send(Command.CONNECT_SHIM, {"token": tokens[0]})
             self.assertEqual([frame.payload for frame in shim.frames()], expected)
             shim.connection.end()
-        shim = world.shim(tokens[0])
+        shim = world.client()
+        shim.send(Command.CONNECT_SHIM, {"token": tokens[0]})
         shim.send(Command.DISCONNECT_SHIM)
         self.assertIn(
             "unknown token: ", world.client().refused(Command.CONNECT_SHIM, {"token": tokens[0]})

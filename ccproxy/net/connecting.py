@@ -1,0 +1,188 @@
+"""
+Getting at a VM's sockets: its two channels and its console, with clean-up on every path.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from ..core.clock import Wait, cancel
+from ..core.registry import Registry
+from ..core.states import VMState
+from ..core.vm import VM
+from ..errors import CCProxyError, RegistryError
+from ..interfaces import IConnector
+from .connectunix import connectUNIX
+from .console import Console
+from .polling import Poller
+from .protocols import AgentChannel, ControlChannel, IOChannel
+
+#: Seconds between two tries to reach a console.
+CONSOLE_RETRY = 1.0
+_HOLDING = (VMState.CONNECTING, VMState.WAITING, VMState.REGISTERED)
+
+
+@attrs.define(eq=False)
+class _Sockets:
+    """
+    What is open, or being opened, for one VM.
+
+    @ivar identities: device and inode of its channels' sockets.
+    @ivar attempt: the connecting, while it goes on.
+    @ivar channels: those connected and not handed over.
+    """
+
+    identities: list[tuple[int, int]] = attrs.field(factory=list)
+    attempt: Deferred[None] | None = None
+    channels: list[AgentChannel] = attrs.field(factory=list)
+    console: Console | None = None
+    consoleAttempt: Deferred[None] | None = None
+    consoleRetry: Wait | None = None
+    consoleWarned: bool = False
+
+
+@implementer(IConnector)
+class Connector:
+    """
+    Connects VMs' sockets.
+
+    @ivar registry: whose VMs they are; set once it exists.
+    @ivar directories: where the sockets must be, links resolved; anywhere if there are none.
+    """
+
+    log = Logger()
+    registry: Registry
+
+    def __init__(self, poller: Poller, directories: Sequence[str] = ()) -> None:
+        self._poller = poller
+        self.directories = [os.path.realpath(directory) for directory in directories]
+        self._sockets: dict[VM, _Sockets] = {}
+        self._holders: dict[tuple[int, int], VM] = {}
+
+    def connect(self, vm: VM) -> None:
+        """See L{IConnector.connect}."""
+        sockets = self._sockets[vm] = _Sockets()
+        sockets.attempt = Deferred.fromCoroutine(self._connect(vm, sockets))
+        sockets.attempt.addErrback(
+            lambda failure: self.log.failure("connecting {vm}", failure, vm=vm.containerId)
+        )
+
+    async def _connect(self, vm: VM, sockets: _Sockets) -> None:
+        request = vm.request
+        try:
+            self._claim(vm, sockets)
+            # The I/O channel first: the agent says READY, once, to whoever connects the other.
+            for channel, path in (
+                (IOChannel(self.registry), request.ioSerial),
+                (ControlChannel(self.registry), request.ctlSerial),
+            ):
+                await connectUNIX(self._poller, path, channel, self.registry.limits.readyTimeout)
+                sockets.channels.append(channel)
+        except CancelledError:
+            return
+        except (CCProxyError, OSError) as error:
+            vm.connectFailed(str(error))
+            return
+        (io, control), sockets.channels = sockets.channels, []
+        controlSink, ioSink = vm.connected(control.connection, io.connection)
+        control.begin(controlSink)
+        io.begin(ioSink)
+        if request.console:
+            self._openConsole(vm, sockets)
+
+    def _claim(self, vm: VM, sockets: _Sockets) -> None:
+        """
+        Check the channels' sockets, and note that they are the VM's.
+
+        @raise RegistryError: they are not where they must be, or another VM's.
+        """
+        for path in (vm.request.ctlSerial, vm.request.ioSerial):
+            identity = self._identify(path)
+            holder = self._holders.get(identity)
+            if holder is vm:
+                raise RegistryError(f"{path} is both the control and the I/O channel")
+            if holder is not None:
+                if holder.state in _HOLDING:
+                    raise RegistryError(f"{path} is a channel of VM {holder.containerId} already")
+                holder.replace()
+            self._holders[identity] = vm
+            sockets.identities.append(identity)
+        if vm.request.console:
+            self._confine(vm.request.console)
+
+    def _identify(self, path: str) -> tuple[int, int]:
+        self._confine(path)
+        try:
+            found = os.stat(path)
+        except OSError as error:
+            raise RegistryError(f"cannot connect to {path}: {error.strerror}") from None
+        if not stat.S_ISSOCK(found.st_mode):
+            raise RegistryError(f"cannot connect to {path}: it is no socket")
+        return found.st_dev, found.st_ino
+
+    def _confine(self, path: str) -> None:
+        real = os.path.realpath(path)
+        if self.directories and not any(
+            os.path.commonpath((real, directory)) == directory for directory in self.directories
+        ):
+            raise RegistryError(
+                f"{path} is outside of {', '.join(self.directories)}; see --vm-socket-dir"
+            )
+
+    def abandon(self, vm: VM) -> None:
+        """See L{IConnector.abandon}."""
+        sockets = self._sockets.pop(vm, None)
+        if sockets is None:
+            return
+        for identity in sockets.identities:
+            del self._holders[identity]
+        if sockets.attempt is not None:
+            sockets.attempt.cancel()
+        for channel in sockets.channels:
+            channel.connection.close()
+        cancel(sockets.consoleRetry)
+        if sockets.consoleAttempt is not None:
+            sockets.consoleAttempt.cancel()
+        if sockets.console is not None:
+            sockets.console.close()
+
+    def _openConsole(self, vm: VM, sockets: _Sockets) -> None:
+        """Connect to the console; where that fails, again later."""
+        sockets.consoleAttempt = Deferred.fromCoroutine(self._readConsole(vm, sockets))
+        sockets.consoleAttempt.addErrback(
+            lambda failure: self.log.failure("console of {vm}", failure, vm=vm.containerId)
+        )
+
+    async def _readConsole(self, vm: VM, sockets: _Sockets) -> None:
+        path = vm.request.console or ""
+
+        def retry() -> None:
+            sockets.console = None
+            if self._sockets.get(vm) is sockets:
+                sockets.consoleRetry = self.registry.later(
+                    CONSOLE_RETRY, self._openConsole, vm, sockets
+                )
+
+        console = Console(vm.log, vm.fields, retry)
+        try:
+            await connectUNIX(self._poller, path, console, CONSOLE_RETRY)
+            sockets.console = console
+        except CancelledError:
+            return
+        except (CCProxyError, OSError) as error:
+            if not sockets.consoleWarned:
+                sockets.consoleWarned = True
+                vm.log.warn(
+                    "cannot read the console, will try on: {reason}",
+                    event="console-unreachable",
+                    reason=str(error),
+                    **vm.fields,
+                )
+            retry()

@@ -1,0 +1,91 @@
+"""
+Embedded VMs: an agent in the daemon's own process, registered like any other VM.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from typing import Any
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from ..agent.service import EmbeddedAgent
+from ..errors import CCProxyError
+from ..net.client import connectUNIX
+from .settings import Settings
+
+#: Seconds until the proxy has answered each command of the registration.
+PATIENCE = 10.0
+
+
+class EmbeddedVM(MultiService):
+    """
+    A VM without a hypervisor, for trying out and for tests. B{It gives no isolation.}
+
+    It plays the runtime's part too: it registers the VM through the client socket, and starts
+    the pod.
+    """
+
+    log = Logger()
+
+    def __init__(self, name: str, settings: Settings, reactor: Any) -> None:
+        """
+        @param name: the VM's containerId.
+        """
+        super().__init__()
+        self._name = name
+        self._settings = settings
+        self._reactor = reactor
+        self._directory: str | None = None
+        self._registering: Deferred[None] | None = None
+
+    def startService(self) -> None:
+        """Start the agent, and register it."""
+        self._directory = tempfile.mkdtemp(prefix="ccproxy-")
+        control, io = (os.path.join(self._directory, name) for name in ("control", "io"))
+        agent = EmbeddedAgent(self._reactor, control, io, self._settings.embeddedDialect)
+        agent.setServiceParent(self)
+        super().startService()
+        self._registering = Deferred.fromCoroutine(self._register(control, io))
+        self._registering.addErrback(
+            lambda failure: self.log.failure("embedded VM {vm}", failure, vm=self._name)
+        )
+
+    async def _register(self, control: str, io: str) -> None:
+        try:
+            client = await connectUNIX(self._reactor, self._settings.url)
+            await client.registerVM(self._name, control, io, timeout=PATIENCE)
+            pod = {"hostname": self._name, "shareDir": "share"}
+            await client.hyper("startpod", pod, timeout=PATIENCE)
+            await client.close()
+        except CCProxyError as error:
+            if self.running:
+                self.log.error(
+                    "embedded VM {vm} cannot be used: {reason}",
+                    event="embedded-failed",
+                    vm=self._name,
+                    reason=str(error),
+                )
+
+    def stopService(self) -> Deferred[None]:
+        """
+        End the VM, and all processes in it.
+
+        @return: fires when they have been reaped.
+        """
+        return Deferred.fromCoroutine(self._stop(super().stopService()))
+
+    async def _stop(self, agent: Deferred[None]) -> None:
+        if self._registering is not None:
+            self._registering.cancel()
+        try:
+            await agent
+        finally:
+            if self._directory is not None:
+                shutil.rmtree(self._directory, ignore_errors=True)
+
+

@@ -1,0 +1,171 @@
+"""
+The daemon as Twisted services: the registry with its connections, the client socket, the
+embedded VMs, and their ordered stop.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted import __version__ as twistedVersion
+from twisted.application.service import IService, MultiService, Service
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from .. import __version__
+from ..core.registry import Registry
+from ..net.connecting import Connector
+from ..net.listening import UNIXListener
+from ..net.polling import Poller
+from ..net.protocols import ProxyFactory
+from .pod import PodService
+from .settings import Settings
+
+#: Seconds between two looks whether anything is under way, while the daemon stops.
+LOOK = 0.02
+
+
+class RegistryService(Service):
+    """
+    The VM registry, with all connections of clients and agents.
+
+    @ivar poller: what watches the connections' sockets.
+    @ivar registry: all that the proxy knows.
+    """
+
+    log = Logger()
+
+    def __init__(self, settings: Settings, reactor: Any) -> None:
+        self._reactor = reactor
+        self.poller = Poller(reactor)
+        connector = Connector(self.poller, settings.vmSocketDirs)
+        self.registry = connector.registry = Registry(
+            connector=connector,
+            clock=reactor,
+            limits=settings.limits,
+            url=settings.url,
+            log=Logger("ccproxy"),
+            agentDialect=settings.agentDialect,
+        )
+
+    async def drain(self) -> None:
+        """Wait until nothing is under way, for so long as the limits say."""
+        deadline = self._reactor.seconds() + self.registry.limits.stopTimeout
+        while not self.registry.quiet:
+            if self._reactor.seconds() >= deadline:
+                self.log.warn("stopping with something under way", event="stop-overdue")
+                return
+            await deferLater(self._reactor, LOOK)
+
+    def stopService(self) -> None:
+        """Close all connections."""
+        super().stopService()
+        self.registry.shutDown()
+        self.poller.close()
+
+
+class ListeningService(Service):
+    """
+    The client socket.
+    """
+
+    log = Logger()
+
+    def __init__(self, settings: Settings, registry: RegistryService) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._listener: UNIXListener | None = None
+
+    def privilegedStartService(self) -> None:
+        """
+        Listen, while there are privileges.
+
+        @raise ccproxy.errors.CCProxyError: the socket is another daemon's, or cannot be made.
+        """
+        settings = self._settings
+        registry = self._registry.registry
+        self._listener = UNIXListener(
+            self._registry.poller,
+            settings.socketPath,
+            ProxyFactory(registry),
+            mode=settings.socketMode,
+            group=settings.socketGroup,
+        )
+        self._listener.startListening()
+        registry.url = f"unix://{self._listener.path}"
+
+    def stopService(self) -> Deferred[None] | None:
+        """Accept no more connections, and remove the socket."""
+        super().stopService()
+        return self._listener.stopListening() if self._listener is not None else None
+
+
+class ProxyService(MultiService):
+    """
+    The daemon.
+
+    @ivar registry: the service that holds all connections.
+    """
+
+    log = Logger()
+
+    def __init__(self, settings: Settings, reactor: Any) -> None:
+        """
+        @param settings: all that can be set.
+        @param reactor: what it runs on.
+        """
+        super().__init__()
+        self._settings = settings
+        self._reactor = reactor
+        self.registry = RegistryService(settings, reactor)
+        self._listening = ListeningService(settings, self.registry)
+        self._embedded = MultiService()
+        services: list[IService] = [self.registry, self._listening, self._embedded]
+        if settings.pod:
+            services.append(PodService(self.registry.registry, reactor))
+        for service in services:
+            service.setServiceParent(self)
+        if settings.embeddedVMs:
+            from .embedded import EmbeddedVM
+
+            for name in settings.embeddedVMs:
+                vm = EmbeddedVM(name, settings, reactor)
+                vm.setServiceParent(self._embedded)
+
+    def startService(self) -> None:
+        """Serve."""
+        super().startService()
+        differing = self._settings.differences()
+        self.log.info(
+            "ccproxy {version} on Twisted {twisted} listens on {path}",
+            event="started",
+            version=__version__,
+            twisted=twistedVersion,
+            path=self.registry.registry.url,
+            **{name.replace("-", "_"): value for name, value in differing.items()},
+        )
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Accept no more clients, deliver what is under way, and close.
+
+        @return: fires when all is closed.
+        """
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await _done(self._listening.stopService())
+        await self.registry.drain()
+        await _done(self._embedded.stopService())
+        Service.stopService(self)
+        for service in self:
+            if service not in (self._listening, self._embedded):
+                await _done(service.stopService())
+        self.log.info("stopped", event="stopped")
+
+
+async def _done(result: Any) -> None:
+    """Wait for what a C{stopService} has returned."""
+    if isinstance(result, Deferred):
+        await result
