@@ -7,13 +7,16 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import IO
 
+import pexpect
 from twisted.trial.unittest import SynchronousTestCase
 
 DEADLINE = 30.0
@@ -36,15 +39,27 @@ def _mentioning(*texts: str) -> list[int]:
     return found
 
 
-class DemoTests(SynchronousTestCase):
-    """The demo as a person runs it, with pipes."""
+class DemoTestCase(SynchronousTestCase):
+    """A place for a demo, and the proof that nothing is left of it."""
 
     def setUp(self) -> None:
-        self.folder = Path(self.mktemp())
-        self.folder.mkdir(parents=True)
+        # Short, since sockets are in it, and without links.
+        self.folder = Path(tempfile.mkdtemp(prefix="demo-")).resolve()
+        self.addCleanup(shutil.rmtree, self.folder)
         # What the demo makes is in a folder of its own, and what it starts has a name of its own.
         self.sleep = f"sleep 600.{os.getpid()}{random.randrange(10**9)}"
-        self.environment = {**os.environ, "TMPDIR": str(self.folder.resolve())}
+        self.environment = {**os.environ, "TMPDIR": str(self.folder)}
+
+    def assertNothingLeft(self) -> None:
+        deadline = time.monotonic() + DEADLINE
+        marks = str(self.folder), self.sleep.replace(" ", "\0")
+        while (left := _mentioning(*marks)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self.assertEqual(left, [])
+
+
+class PipeTests(DemoTestCase):
+    """With pipes, or with files."""
 
     def _start(
         self, *command: str, stdin: int | IO[bytes] = subprocess.DEVNULL
@@ -65,20 +80,13 @@ class DemoTests(SynchronousTestCase):
         assert process.stdout is not None
         self.assertEqual(process.stdout.readline(), b"running\n")
 
-    def _assertNothingLeft(self) -> None:
-        deadline = time.monotonic() + DEADLINE
-        marks = str(self.folder.resolve()), self.sleep.replace(" ", "\0")
-        while (left := _mentioning(*marks)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        self.assertEqual(left, [])
-
     def test_streamsAndStatus(self) -> None:
         """stdout and stderr are apart, the status is the command's, and all is gone."""
         process = self._start("sh", "-c", "echo hello; echo oops >&2; exit 7")
         output, errors = process.communicate(timeout=DEADLINE)
         self.assertEqual((process.returncode, output), (7, b"hello\n"), errors)
         self.assertIn(b"oops\n", errors)
-        self._assertNothingLeft()
+        self.assertNothingLeft()
         self.assertEqual(list(self.folder.iterdir()), [])
 
     def test_bytes(self) -> None:
@@ -100,7 +108,7 @@ class DemoTests(SynchronousTestCase):
         process = self._start("sh", "-c", f"setsid {self.sleep} > /dev/null 2>&1 & sleep 0.2")
         process.communicate(timeout=DEADLINE)
         self.assertEqual(process.returncode, 0)
-        self._assertNothingLeft()
+        self.assertNothingLeft()
 
     def test_terminated(self) -> None:
         """SIGTERM ends it, and all that it has started."""
@@ -109,7 +117,7 @@ class DemoTests(SynchronousTestCase):
         process.terminate()
         process.communicate(timeout=DEADLINE)
         self.assertEqual(process.returncode, 128 + signal.SIGTERM)
-        self._assertNothingLeft()
+        self.assertNothingLeft()
         self.assertEqual(list(self.folder.iterdir()), [])
 
     def test_killed(self) -> None:
@@ -118,4 +126,69 @@ class DemoTests(SynchronousTestCase):
         self._started(process)
         process.kill()
         process.communicate(timeout=DEADLINE)
-        self._assertNothingLeft()
+        self.assertNothingLeft()
+
+
+class TerminalTests(DemoTestCase):
+    """In a terminal, with an interactive shell."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.shell = pexpect.spawn(
+            _ccproxyctl(),
+            ["demo"],
+            env=self.environment,
+            dimensions=(31, 97),
+            timeout=DEADLINE,
+            encoding="utf-8",
+        )
+        self.addCleanup(self.shell.close, force=True)
+        # The prompt is put together from two, so that the echo of what is typed is none.
+        self.say("bind 'set enable-bracketed-paste off'; stty -echo; PROMPT_COMMAND= PS1=rea''dy")
+        self.shell.expect_exact("ready")
+
+    def say(self, line: str) -> None:
+        """Type a line."""
+        self.shell.sendline(line)
+
+    def answer(self, line: str) -> str:
+        """Type a line, and read what it says until the next prompt."""
+        self.say(line)
+        self.shell.expect_exact("ready")
+        return str(self.shell.before).strip()
+
+    def test_size(self) -> None:
+        """The process's terminal has the size of ours, from the start and after each change."""
+        self.assertEqual(self.answer("stty size"), "31 97")
+        self.shell.setwinsize(40, 120)
+        deadline = time.monotonic() + DEADLINE
+        while (size := self.answer("stty size")) != "40 120" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self.assertEqual(size, "40 120")
+
+    def test_interrupt(self) -> None:
+        """Ctrl-C reaches the process and nothing else."""
+        self.say(f"echo be''gins; {self.sleep}; echo in''terrupted $?")
+        self.shell.expect_exact("begins")
+        self.shell.sendintr()
+        self.shell.expect_exact("ready")
+        self.assertEqual(self.answer("echo still here"), "still here")
+
+    def test_jobControl(self) -> None:
+        """Ctrl-Z stops a process, and the shell can go on with it or end it."""
+        self.say(f"echo be''gins; {self.sleep}")
+        self.shell.expect_exact("begins")
+        time.sleep(0.1)  # for the shell to hand the terminal to the job
+        self.shell.sendcontrol("z")
+        self.shell.expect_exact("ready")
+        self.assertRegex(self.answer("jobs"), "(?i)stopped.*sleep 600")
+        self.answer("kill %1; fg")
+        self.assertEqual(self.answer("jobs"), "")
+
+    def test_status(self) -> None:
+        """The shell's status is the demo's, and the terminal is as it was."""
+        self.say("exit 5")
+        self.shell.expect(pexpect.EOF)
+        self.shell.wait()
+        self.assertEqual(self.shell.exitstatus, 5)
+        self.assertNothingLeft()
