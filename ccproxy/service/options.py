@@ -1,0 +1,238 @@
+"""
+The options of C{twistd ccproxy}, and the L{Settings} that they make.
+
+The options for limits are made from the fields of L{Limits}, so that a new limit is an option at
+once. This module is imported for every C{twistd --help}: it must stay light.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from twisted.python import usage
+
+from .. import __version__
+from ..core.limits import Limits
+from ..wire.codes import Dialect
+from .settings import DIALECTS, LOG_FORMATS, LOG_LEVELS, BadSetting, Settings, optionName
+
+_BINARY = {"": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+
+
+def _isBytes(field: attrs.Attribute[Any]) -> bool:
+    return "bytes" in field.metadata["help"].partition(";")[0]
+
+
+def _asBytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+) ?([KMG]iB)?", text.strip(), re.IGNORECASE | re.ASCII)
+    if match is None:
+        raise ValueError("is no number of bytes, such as 65536, 64KiB or 1MiB")
+    return int(match[1]) * _BINARY[(match[2] or "").upper()]
+
+
+def _asCount(text: str) -> int:
+    if re.fullmatch(r"\d+", text, re.ASCII) is None:
+        raise ValueError("is no whole number")
+    return int(text)
+
+
+def _asSeconds(text: str) -> float:
+    if re.fullmatch(r"\d+(\.\d*)?|\.\d+", text, re.ASCII) is None:
+        raise ValueError("is no number of seconds, such as 5 or 0.5")
+    return float(text)
+
+
+def _asMode(text: str) -> int:
+    if re.fullmatch(r"(0o?)?[0-7]{3}", text) is None:
+        raise ValueError("is no file mode of three octal digits, such as 0660")
+    return int(text[-3:], 8)
+
+
+def _asDialect(text: str) -> Dialect:
+    if text not in DIALECTS:
+        raise ValueError(f"is no dialect: it is one of {', '.join(DIALECTS)}")
+    return Dialect(text)
+
+
+def _asStalledDrop(text: str) -> float:
+    choice, _, seconds = text.partition("=")
+    if text == "keep":
+        return 0.0
+    if choice != "drop-after":
+        raise ValueError("is neither keep nor drop-after=SECONDS")
+    value = _asSeconds(seconds)
+    if value == 0:
+        raise ValueError("names no time: drop-after=SECONDS takes more than 0 seconds")
+    return value
+
+
+def _named(option: str, convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Make the errors of C{convert} name the option and the value."""
+
+    def coerce(text: str) -> Any:
+        try:
+            return convert(text)
+        except ValueError as problem:
+            raise usage.UsageError(f"--{option}: {text!r} {problem}") from None
+
+    return coerce
+
+
+def _shownDefault(field: attrs.Attribute[Any]) -> str:
+    value: Any = field.default
+    if _isBytes(field):
+        for unit in ("GiB", "MiB", "KiB"):
+            if value % _BINARY[unit.upper()] == 0:
+                return f"{value // _BINARY[unit.upper()]}{unit}"
+    return f"{value:g}"
+
+
+def _limitParameter(field: attrs.Attribute[Any]) -> list[Any]:
+    option = optionName(field.name)
+    convert: Callable[[str], Any] = _asCount if field.metadata["kind"] is int else _asSeconds
+    if _isBytes(field):
+        convert = _asBytes
+    help = field.metadata["help"]
+    return [option, None, _shownDefault(field), help[0].upper() + help[1:], _named(option, convert)]
+
+
+def _limitFields() -> list[attrs.Attribute[Any]]:
+    """The fields of L{Limits} with an option of their own name."""
+    return [field for field in attrs.fields(Limits) if field.name != "stalledDrop"]
+
+
+_DEFAULTS = Settings()
+
+
+class Options(usage.Options):
+    """
+    What can be said after C{twistd ccproxy}.
+
+    @ivar settings: what was said, once it has been parsed.
+    """
+
+    settings: Settings
+
+    synopsis = "[options]"
+    longdesc = (
+        "The proxy between container runtimes and shims, and the agents inside lightweight VMs. "
+        "Clients connect to one UNIX socket; whoever may open it controls every VM. "
+        "Times are in seconds; numbers of bytes may end in KiB, MiB or GiB. "
+        "Give twistd itself --pidfile= (and -n, to stay in the foreground)."
+    )
+
+    optFlags = [
+        ["pod", None, "Serve one VM only, and end after it, as cc-proxy -uri does"],
+    ]
+
+    optParameters = [
+        ["socket-path", None, _DEFAULTS.socketPath, "The UNIX socket on which clients are served"],
+        [
+            "socket-mode",
+            None,
+            f"{_DEFAULTS.socketMode:04o}",
+            "Who may connect: the file mode of that socket, in octal",
+            _named("socket-mode", _asMode),
+        ],
+        [
+            "socket-group",
+            None,
+            None,
+            "The group of that socket, by name or number (without it, the daemon's own)",
+        ],
+        [
+            "log-level",
+            None,
+            _DEFAULTS.logLevel,
+            f"Log this and what is more severe: {', '.join(dict.fromkeys(LOG_LEVELS.values()))}",
+        ],
+        [
+            "log-format",
+            None,
+            _DEFAULTS.logFormat,
+            f"How a line of the log is written: {', '.join(LOG_FORMATS)}",
+        ],
+        [
+            "embedded-dialect",
+            None,
+            _DEFAULTS.embeddedDialect.value,
+            f"The dialect that embedded VMs speak: {', '.join(DIALECTS)}",
+            _named("embedded-dialect", _asDialect),
+        ],
+        [
+            "agent-dialect",
+            None,
+            None,
+            f"The dialect of all agents: {', '.join(DIALECTS)} (without it, found out for each)",
+            _named("agent-dialect", _asDialect),
+        ],
+        [
+            "stalled-shim",
+            None,
+            "keep",
+            "What to do when the output of a process is full because its shim is connected and "
+            "does not read: keep it all, so that the whole VM waits, or drop-after=SECONDS",
+            _named("stalled-shim", _asStalledDrop),
+        ],
+        *map(_limitParameter, _limitFields()),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The texts of opt_ methods come with the line breaks and indentation of their docstrings.
+        self.docs = {option: " ".join(text.split()) for option, text in self.docs.items()}
+        self._embeddedVMs: list[str] = []
+        self._vmSocketDirs: list[str] = []
+
+    def opt_embedded_vm(self, name: str) -> None:
+        """
+        Play a VM of this name in the daemon itself, registered from the start. Its processes run on
+        this machine, as the daemon's user and without any isolation: for trying out, developing
+        and testing. Can be repeated.
+        """
+        self._embeddedVMs.append(name)
+
+    def opt_vm_socket_dir(self, path: str) -> None:
+        """
+        Refuse VMs with a socket outside of this folder, links resolved. Can be repeated (without
+        it, sockets may be anywhere).
+        """
+        self._vmSocketDirs.append(path)
+
+    def opt_version(self) -> None:
+        """Display the version and exit."""
+        print(f"ccproxy {__version__}")
+        sys.exit(0)
+
+    def postOptions(self) -> None:
+        """
+        Make L{settings} of what was said.
+
+        @raise usage.UsageError: a value makes no sense.
+        """
+        said = {name: value for name, value in self.items() if value != self.defaults[name]}
+        limits = {
+            field.name: said.pop(optionName(field.name))
+            for field in _limitFields()
+            if optionName(field.name) in said
+        }
+        if "stalled-shim" in said:
+            limits["stalledDrop"] = said.pop("stalled-shim")
+        fields = {
+            field.name: said.pop(optionName(field.name))
+            for field in attrs.fields(Settings)
+            if optionName(field.name) in said
+        }
+        try:
+            self.settings = Settings(
+                limits=Limits(**limits),
+                embeddedVMs=self._embeddedVMs,
+                vmSocketDirs=self._vmSocketDirs,
+                **fields,
+            )
+        except BadSetting as problem:
+            raise usage.UsageError(f"--{problem}") from None

@@ -1,0 +1,141 @@
+"""
+How the daemon's process starts and ends, under C{twistd} and as C{cc-proxy}.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from twisted.application.service import IService, MultiService
+from twisted.internet.error import ReactorNotRunning
+from twisted.logger import ILogObserver, Logger
+from twisted.python.components import Componentized
+from twisted.python.logfile import LogFile
+
+from ..errors import CCProxyError
+from .logging import DaemonLog, standardErrorWriter
+from .logwriter import descriptorWriter
+
+if TYPE_CHECKING:
+    from .settings import Settings
+
+_log = Logger()
+
+
+def handleSignals(reactor: Any) -> None:
+    """
+    Let SIGTERM and SIGINT end the daemon in order, with exit status 0, however often they come,
+    and SIGHUP not at all.
+
+    The handlers hold from now on. They are installed again once the reactor runs: it brings its
+    own, after which C{twistd} would die of the signal that stopped it.
+    """
+
+    def stop(name: str) -> None:
+        try:
+            reactor.stop()
+        except ReactorNotRunning:
+            _log.info("{signal}: stopping already", signal=name)
+        else:
+            _log.info("{signal}: stopping", signal=name)
+
+    def onSignal(number: int, frame: FrameType | None) -> None:
+        reactor.callFromThread(stop, signal.Signals(number).name)
+
+    def onHangUp(number: int, frame: FrameType | None) -> None:
+        reactor.callFromThread(_log.info, "SIGHUP: nothing to do, there is nothing to read again")
+
+    def install() -> None:
+        signal.signal(signal.SIGTERM, onSignal)
+        signal.signal(signal.SIGINT, onSignal)
+        signal.signal(signal.SIGHUP, onHangUp)
+
+    install()
+    reactor.callWhenRunning(install)
+
+
+@contextmanager
+def failingClearly(foreground: bool = True) -> Iterator[None]:
+    """
+    Turn what goes wrong while the daemon starts into a line of the log and exit status 1.
+
+    @param foreground: whether this is the process that was started. In the background the exception
+        goes on to C{twistd}, which has another process waiting to be told of it.
+    @raise SystemExit: something went wrong in the foreground.
+    """
+    try:
+        yield
+    except Exception as problem:
+        if isinstance(problem, (CCProxyError, OSError)):
+            _log.error("cannot start: {problem}", problem=problem)
+        else:
+            _log.failure("cannot start")
+        if not foreground:
+            raise
+        raise SystemExit(1) from None
+
+
+class TwistdService(MultiService):
+    """
+    What C{twistd} runs: the daemon, with its own log and signals instead of those of C{twistd}.
+    """
+
+    def __init__(
+        self,
+        service: IService,
+        settings: Settings,
+        twistd: MutableMapping[str, Any],
+        reactor: Any,
+    ) -> None:
+        """
+        @param service: the daemon.
+        @param settings: what was said behind C{twistd ccproxy}.
+        @param twistd: the options of C{twistd} itself.
+        @param reactor: what C{twistd} runs.
+        """
+        super().__init__()
+        service.setServiceParent(self)
+        self._reactor = reactor
+        self._foreground = bool(twistd.get("nodaemon"))
+        self._daemonLog = _twistdLog(settings, twistd)
+        if self._foreground and twistd.get("pidfile") == "twistd.pid":
+            # In the foreground a pid file serves nobody, and one that another daemon has left in
+            # the same folder would stand in the way.
+            twistd["pidfile"] = ""
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Join the application, and set its log: C{twistd} looks for it there before it starts."""
+        super().setServiceParent(parent)
+        if self._daemonLog is not None and isinstance(parent, Componentized):
+            self._daemonLog.flushAtExit()
+            parent.setComponent(ILogObserver, self._daemonLog)
+
+    def privilegedStartService(self) -> None:
+        """Start, after the last fork and before privileges are given up."""
+        if self._daemonLog is not None:
+            self._daemonLog.writer.start()
+        handleSignals(self._reactor)
+        with failingClearly(self._foreground):
+            super().privilegedStartService()
+
+    def startService(self) -> None:
+        """Start."""
+        with failingClearly(self._foreground):
+            super().startService()
+
+
+def _twistdLog(settings: Settings, twistd: MutableMapping[str, Any]) -> DaemonLog | None:
+    """The log, written to where C{twistd} was told, or L{None} if that is beyond us."""
+    if twistd.get("logger") or twistd.get("syslog"):
+        return None
+    name, foreground = twistd.get("logfile"), twistd.get("nodaemon")
+    if name == "-":
+        # A daemon in the background has no stdout: twistd says so itself.
+        return DaemonLog(settings, descriptorWriter(1)) if foreground else None
+    if name or not foreground:
+        return DaemonLog(settings, LogFile.fromFullPath(name or "twistd.log").write)
+    return DaemonLog(settings, standardErrorWriter())

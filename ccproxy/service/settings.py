@@ -1,0 +1,230 @@
+"""
+What an operator can set, checked: the one thing that both command lines produce.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import attrs
+
+from ..core.limits import Limits
+from ..errors import CCProxyError
+from ..wire.codes import Dialect
+
+#: Where the historic proxy listened, and where runtimes look for it.
+DEFAULT_SOCKET = "/var/run/clear-containers/proxy.sock"
+
+#: The longest path that fits into C{sockaddr_un}, in bytes, with its closing NUL.
+LONGEST_SOCKET_PATH = 107
+
+LOG_FORMATS = ("text", "logfmt", "json")
+
+#: Log levels from the most to the least talkative, under every name that is accepted.
+LOG_LEVELS = {
+    "debug": "debug",
+    "info": "info",
+    "warn": "warn",
+    "warning": "warn",
+    "error": "error",
+    "fatal": "error",
+    "panic": "error",
+}
+
+#: The dialects that can be asked for: those that say all about an agent.
+DIALECTS = tuple(dialect.value for dialect in Dialect if dialect.decided)
+
+_OPTION_NAMES = {
+    "embeddedVMs": "embedded-vm",
+    "vmSocketDirs": "vm-socket-dir",
+    "stalledDrop": "stalled-shim",
+}
+
+
+class BadSetting(CCProxyError):
+    """
+    A setting has a value that makes no sense.
+
+    @ivar setting: the name of the field of L{Settings} or L{Limits}.
+    @ivar problem: what is wrong with the value, and which would be right.
+    """
+
+    def __init__(self, setting: str, problem: str) -> None:
+        super().__init__(f"{optionName(setting)}: {problem}")
+        self.setting = setting
+        self.problem = problem
+
+
+def optionName(setting: str) -> str:
+    """The name of the option that sets it: C{max-vms} for C{maxVMs}."""
+    return _OPTION_NAMES.get(setting) or re.sub("(?<=[a-z])(?=[A-Z])", "-", setting).lower()
+
+
+def canonicalLevel(name: str) -> str:
+    """
+    A log level under its shortest name.
+
+    @param name: any name of L{LOG_LEVELS}, in any letter case.
+    @raise ValueError: there is no such level.
+    """
+    try:
+        return LOG_LEVELS[name.lower()]
+    except KeyError:
+        raise ValueError(
+            f"unknown log level {name!r}: it is one of {', '.join(LOG_LEVELS)}"
+        ) from None
+
+
+def _checked(check: Callable[[Any], None]) -> Any:
+    """An attrs validator: the L{ValueError} of C{check} becomes a L{BadSetting}."""
+
+    def validate(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+        try:
+            check(value)
+        except ValueError as problem:
+            raise BadSetting(attribute.name, str(problem)) from None
+
+    return validate
+
+
+def _absolute(path: str) -> str:
+    if not path:
+        raise BadSetting("socketPath", "the path is empty")
+    return os.path.abspath(path)
+
+
+def _strings(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
+def _level(name: str) -> str:
+    try:
+        return canonicalLevel(name)
+    except ValueError as problem:
+        raise BadSetting("logLevel", str(problem)) from None
+
+
+def _checkSocketPath(path: str) -> None:
+    length = len(os.fsencode(path))
+    if length > LONGEST_SOCKET_PATH:
+        raise ValueError(
+            f"{path!r} has {length} bytes; the path of a socket has at most {LONGEST_SOCKET_PATH}"
+        )
+    if "\0" in path:
+        raise ValueError(f"{path!r} holds a NUL byte")
+
+
+def _checkMode(mode: int) -> None:
+    if not 0 <= mode <= 0o777:
+        raise ValueError(f"{mode:o} is no file mode from 000 to 777 (octal)")
+
+
+def _checkLogFormat(name: str) -> None:
+    if name not in LOG_FORMATS:
+        raise ValueError(f"unknown log format {name!r}: it is one of {', '.join(LOG_FORMATS)}")
+
+
+def _checkVMNames(names: tuple[str, ...]) -> None:
+    for name in names:
+        if not name:
+            raise ValueError("the name of a VM is empty")
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} is given twice; each VM has a name of its own")
+
+
+def _checkDirectories(paths: tuple[str, ...]) -> None:
+    for path in paths:
+        if not os.path.isabs(path) or "\0" in path:
+            raise ValueError(f"{path!r} is no absolute path of a directory")
+
+
+def _checkDialect(dialect: Dialect | None) -> None:
+    if dialect is not None and not dialect.decided:
+        raise ValueError(f"{dialect.value!r} is no dialect to choose: {', '.join(DIALECTS)}")
+
+
+def _checkLimits(limits: Limits) -> None:
+    for field in attrs.fields(Limits):
+        value = getattr(limits, field.name)
+        least, most = field.metadata["least"], field.metadata["most"]
+        if field.metadata["kind"] is int and type(value) is not int:
+            raise BadSetting(field.name, f"{value!r} is no whole number")
+        if not math.isfinite(value):
+            raise BadSetting(field.name, f"{value!r} is no finite number")
+        if value < least:
+            raise BadSetting(field.name, f"{value:g} is less than {least:g}, the least that works")
+        if most is not None and value > most:
+            raise BadSetting(field.name, f"{value:g} is more than {most:g}, the most that works")
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """
+    Everything that can be set, with the defaults of C{twistd ccproxy}.
+
+    @raise BadSetting: from the constructor, if a value makes no sense.
+
+    @ivar socketPath: where clients connect.
+    @ivar socketMode: the file mode of that socket.
+    @ivar socketGroup: the group of that socket, by name or number, or L{None} for the process's.
+    @ivar limits: bounds and deadlines.
+    @ivar logLevel: the least severe level that is logged, a value of L{LOG_LEVELS}.
+    @ivar logFormat: one of L{LOG_FORMATS}.
+    @ivar embeddedVMs: names of the VMs that the daemon itself plays.
+    @ivar embeddedDialect: how their agents speak.
+    @ivar vmSocketDirs: if not empty, the folders that hold all sockets of VMs.
+    @ivar agentDialect: how all agents speak, or L{None} to find it out for each.
+    @ivar pod: whether the daemon serves one VM and ends after it.
+    """
+
+    socketPath: str = attrs.field(
+        default=DEFAULT_SOCKET, converter=_absolute, validator=_checked(_checkSocketPath)
+    )
+    socketMode: int = attrs.field(default=0o660, validator=_checked(_checkMode))
+    socketGroup: str | None = None
+    limits: Limits = attrs.field(factory=Limits, validator=_checked(_checkLimits))
+    logLevel: str = attrs.field(default="info", converter=_level)
+    logFormat: str = attrs.field(default="text", validator=_checked(_checkLogFormat))
+    embeddedVMs: tuple[str, ...] = attrs.field(
+        default=(), converter=_strings, validator=_checked(_checkVMNames)
+    )
+    embeddedDialect: Dialect = attrs.field(default=Dialect.CC, validator=_checked(_checkDialect))
+    vmSocketDirs: tuple[str, ...] = attrs.field(
+        default=(), converter=_strings, validator=_checked(_checkDirectories)
+    )
+    agentDialect: Dialect | None = attrs.field(default=None, validator=_checked(_checkDialect))
+    pod: bool = False
+
+    @property
+    def url(self) -> str:
+        """The address of the client socket, as clients are told it."""
+        return f"unix://{self.socketPath}"
+
+    def differences(self) -> dict[str, str]:
+        """What differs from the defaults: texts by the names of options, for the log."""
+        return {**_differences(self, Settings(), "limits"), **_differences(self.limits, Limits())}
+
+
+def _differences(these: Any, those: Any, without: str | None = None) -> dict[str, str]:
+    found = {}
+    for field in attrs.fields(type(these)):
+        value = getattr(these, field.name)
+        if field.name != without and value != getattr(those, field.name):
+            found[optionName(field.name)] = _shown(field.name, value)
+    return found
+
+
+def _shown(setting: str, value: Any) -> str:
+    if isinstance(value, Dialect):
+        return value.value
+    if isinstance(value, tuple):
+        return ",".join(value)
+    if setting == "socketMode":
+        return f"{value:04o}"
+    if setting == "stalledDrop":
+        return f"drop-after={value:g}"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,14 @@
+"""
+Tells C{twistd} of ccproxy, by name: nothing of ccproxy is imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+from twisted.application.service import ServiceMaker
+
+ccproxy = ServiceMaker(
+    "ccproxy",
+    "ccproxy.service.making",
+    "The proxy between container runtimes and the agents inside lightweight VMs.",
+    "ccproxy",
+)
