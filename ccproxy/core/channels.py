@@ -68,8 +68,10 @@ class IOSink:
     def received(self, data: memoryview) -> int:
         vm, offset = self._vm, 0
         try:
-            if vm.resync:
-                offset = self._resync(data)
+            while vm.resync:
+                start, offset = offset, self._resync(data, offset)
+                if offset == start:
+                    break
             while vm.io is not None and not vm.resync:
                 message = readMessage(IO_HEADER, data, offset, vm.registry.limits.maxMessage)
                 if message is None:
@@ -86,16 +88,17 @@ class IOSink:
         vm.registry.flush()
         return offset if vm.io is not None else len(data)
 
-    def _resync(self, data: memoryview) -> int:
+    def _resync(self, data: memoryview, start: int) -> int:
         """
-        Search for the beginning of a message: that of one of our own processes, or a header whose
-        length is plausible and that another plausible one follows.
+        Search for the beginning of a message: that of one of our own processes, or that behind a
+        header whose length is plausible and that another plausible one follows.
 
-        @return: where it is, or how much is of no use.
+        @param start: where the search begins.
+        @return: where it is, or how much is of no use: C{start} if more must come to tell.
         """
         vm, size = self._vm, IO_HEADER.size
         undecided = None
-        for offset in range(len(data) - size + 1):
+        for offset in range(start, len(data) - size + 1):
             number, length = IO_HEADER.unpack_from(data, offset)
             assert isinstance(length, int)
             if not size <= length <= PLAUSIBLE:
@@ -108,7 +111,7 @@ class IOSink:
                 undecided = offset if undecided is None else undecided
             elif undecided is None and size <= IO_HEADER.unpack_from(data, after)[1] <= PLAUSIBLE:
                 return after
-        return max(0, len(data) - size + 1) if undecided is None else undecided
+        return max(start, len(data) - size + 1) if undecided is None else undecided
 
     def ended(self) -> None:
         self._vm.channelEnded(True, "was closed")

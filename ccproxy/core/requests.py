@@ -58,7 +58,7 @@ def attachVM(client: Client, slot: Slot, payload: bytes) -> None:
 def unregisterVM(client: Client, slot: Slot, payload: bytes) -> None:
     """Forget a VM."""
     request = decode(UnregisterVM, payload)
-    client.registry.find(request.containerId).unregister()
+    client.registry.find(request.containerId).unregister(client)
     slot.answer()
 
 

@@ -194,10 +194,16 @@ class Session:
 
     def started(self) -> None:
         """The agent has acknowledged the start: what was held goes through."""
-        self.start = None
+        start, self.start = self.start, None
         self._acked = True
         self._advance(SessionInput.ACK)
-        self.vm.log.info("process started", event="process-started", **self.fields)
+        self.vm.log.info(
+            "process started",
+            event="process-started",
+            command=self.kind.name.lower(),
+            client=start.slot.client.name if start else None,
+            **self.fields,
+        )
         held, self._held = self._held, []
         for signal in held:
             cancel(signal.wait)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 
 from ..errors import (
     AlreadyRegistered,
@@ -191,8 +191,13 @@ class VM:
     def _ready(self) -> None:
         self._advance(VMInput.READY)
         self._cancelWaits()
-        self.log.info("VM registered", event="vm-registered", **self.fields)
         slot, self._slot = self._slot, None
+        self.log.info(
+            "VM registered",
+            event="vm-registered",
+            client=slot.client.name if slot else None,
+            **self.fields,
+        )
         if slot is not None:
             self.registry.registered(self, slot)
 
@@ -404,11 +409,20 @@ class VM:
 
     # -- ends
 
-    def unregister(self) -> None:
-        """Clients know it no longer; claimed sessions go on until the channels close."""
+    def unregister(self, client: Client | None = None) -> None:
+        """
+        Clients know it no longer; claimed sessions go on until the channels close.
+
+        @param client: who asked for it, if anybody did.
+        """
         lost = self.state is VMState.LOST
         self._advance(VMInput.UNREGISTER)
-        self.log.info("VM unregistered", event="vm-unregistered", **self.fields)
+        self.log.info(
+            "VM unregistered",
+            event="vm-unregistered",
+            client=client.name if client else None,
+            **self.fields,
+        )
         self._detachAll(VMGone(f"{self.containerId}: VM has been unregistered"))
         for session in [session for session in self.sessions if session.claimable]:
             session.vmGone(False)
@@ -464,7 +478,8 @@ class VM:
             known = self.state is VMState.REGISTERED
             self._advance(VMInput.LOSE)
             self.lostAt = self.registry.clock.seconds()
-            self.log.warn(
+            self.log.emit(
+                LogLevel.warn if known else LogLevel.info,
                 "VM lost: the {channel} channel {reason}" if known else "VM gone",
                 event="vm-lost" if known else "vm-gone",
                 channel=channel,
