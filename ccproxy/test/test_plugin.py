@@ -1,0 +1,197 @@
+"""
+Tests for the plugin of C{twistd}, L{ccproxy.service.making} and L{ccproxy.service.running}.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from twisted.application.service import Application, IServiceMaker, MultiService, Service
+from twisted.internet.error import ReactorNotRunning
+from twisted.logger import ILogObserver, Logger
+from twisted.plugin import getPlugins
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from ..errors import CCProxyError
+from ..service import making, running
+from ..service.logging import DaemonLog
+from ..service.options import Options
+from ..service.running import TwistdService, failingClearly, handleSignals
+from ..service.settings import Settings
+
+
+class FakeReactor:
+    """As much of a reactor as signals need."""
+
+    def __init__(self) -> None:
+        self.stops = 0
+        self.whenRunning: list[Any] = []
+        self.fromThread: list[Any] = []
+
+    def callWhenRunning(self, call: Any) -> None:
+        """Keep a call."""
+        self.whenRunning.append(call)
+
+    def callFromThread(self, call: Any, *arguments: object) -> None:
+        """Keep a call."""
+        self.fromThread.append((call, arguments))
+
+    def turn(self) -> None:
+        """Make the calls that came from signals."""
+        calls, self.fromThread = self.fromThread, []
+        for call, arguments in calls:
+            call(*arguments)
+
+    def stop(self) -> None:
+        """Stop, once."""
+        self.stops += 1
+        if self.stops > 1:
+            raise ReactorNotRunning
+
+
+class PluginTests(SynchronousTestCase):
+    """
+    What C{twistd} finds.
+    """
+
+    def test_maker(self) -> None:
+        """There is one plugin, and it leads to our options and service."""
+        (maker,) = (maker for maker in getPlugins(IServiceMaker) if maker.tapname == "ccproxy")
+        verifyObject(IServiceMaker, maker)
+        self.assertIs(maker.options, Options)
+        self.assertIs(maker.makeService, making.makeService)
+
+
+class SignalTests(SynchronousTestCase):
+    """
+    Tests for L{handleSignals}.
+    """
+
+    def setUp(self) -> None:
+        """Restore the handlers of this process afterwards."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
+        self.reactor = FakeReactor()
+        self.events: list[Any] = []
+        observer: Any = self.events.append
+        self.patch(running, "_log", Logger("test", observer=observer))
+        handleSignals(self.reactor)
+
+    def test_stop(self) -> None:
+        """SIGTERM and SIGINT stop the reactor, on its next turn; more of them do no harm."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(number)
+        self.assertEqual(self.reactor.stops, 0)
+        self.reactor.turn()
+        self.assertEqual(
+            [(event["log_format"], event["signal"]) for event in self.events],
+            [
+                ("{signal}: stopping", "SIGTERM"),
+                ("{signal}: stopping already", "SIGINT"),
+                ("{signal}: stopping already", "SIGTERM"),
+            ],
+        )
+
+    def test_hangUp(self) -> None:
+        """SIGHUP is a line in the log."""
+        signal.raise_signal(signal.SIGHUP)
+        self.reactor.turn()
+        self.assertEqual(self.reactor.stops, 0)
+        self.assertEqual(len(self.events), 1)
+
+    def test_again(self) -> None:
+        """Handlers that the reactor has put there are replaced once it runs."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for call in self.reactor.whenRunning:
+            call()
+        signal.raise_signal(signal.SIGTERM)
+        self.reactor.turn()
+        self.assertEqual(self.reactor.stops, 1)
+
+
+class StartTests(SynchronousTestCase):
+    """
+    Tests for L{failingClearly} and L{TwistdService}.
+    """
+
+    def setUp(self) -> None:
+        """Keep the log and the signals of this process as they are."""
+        self.events: list[Any] = []
+        observer: Any = self.events.append
+        self.patch(running, "_log", Logger("test", observer=observer))
+        self.patch(running, "handleSignals", lambda reactor: None)
+        self.patch(DaemonLog, "flushAtExit", lambda self: None)
+
+    def test_failing(self) -> None:
+        """A start that fails is a line in the log, and status 1."""
+        for error in (CCProxyError("taken"), OSError(13, "denied"), ValueError("bug")):
+            with self.assertRaises(SystemExit) as caught, failingClearly():
+                raise error
+            self.assertEqual(caught.exception.code, 1)
+            self.assertTrue(self.events.pop()["log_format"].startswith("cannot start"))
+
+    def test_failingInTheBackground(self) -> None:
+        """In the background C{twistd} gets the exception as well."""
+        with self.assertRaises(CCProxyError), failingClearly(foreground=False):
+            raise CCProxyError("taken")
+        self.assertEqual(len(self.events), 1)
+
+    def service(self, **twistd: Any) -> tuple[Any, dict[str, Any]]:
+        """An application with our service, and the options of C{twistd} afterwards."""
+        application = Application("ccproxy")
+        service = TwistdService(MultiService(), Settings(), twistd, FakeReactor())
+        service.setServiceParent(application)
+        return application, twistd
+
+    def test_log(self) -> None:
+        """The application logs by our observer, unless C{twistd} was told of another one."""
+        for options in (
+            {"nodaemon": True},
+            {"nodaemon": True, "logfile": "-"},
+            {"logfile": "x"},
+            {},
+        ):
+            application, _ = self.service(**options)
+            self.assertIsInstance(application.getComponent(ILogObserver), DaemonLog)
+        for options in ({"syslog": True}, {"logger": "some.factory"}, {"logfile": "-"}):
+            application, _ = self.service(**options)
+            self.assertIs(application.getComponent(ILogObserver, None), None)
+
+    def test_logfile(self) -> None:
+        """The log goes where C{twistd} was told: C{--logfile}."""
+        path = self.mktemp()
+        application, _ = self.service(logfile=path)
+        log = application.getComponent(ILogObserver)
+        Logger("ccproxy", observer=log).info("hello")
+        log.writer.flush(0)
+        with open(path) as file:
+            self.assertIn("info  hello\n", file.read())
+
+    def test_pidfile(self) -> None:
+        """In the foreground there is no pid file but one that was asked for."""
+        self.assertEqual(self.service(nodaemon=True, pidfile="twistd.pid")[1]["pidfile"], "")
+        self.assertEqual(self.service(nodaemon=True, pidfile="/run/x")[1]["pidfile"], "/run/x")
+        self.assertEqual(self.service(pidfile="twistd.pid")[1]["pidfile"], "twistd.pid")
+
+    def test_start(self) -> None:
+        """The daemon is started, with and without an application around it."""
+        for twistd in ({"nodaemon": True}, {"syslog": True}):
+            daemon = Service()
+            service = TwistdService(daemon, Settings(), twistd, FakeReactor())
+            service.setServiceParent(MultiService())
+            service.privilegedStartService()
+            service.startService()
+            self.assertTrue(daemon.running)
+
+    def test_makeService(self) -> None:
+        """The options on the command line reach the daemon, started by nothing yet."""
+        options = Options()
+        path = os.path.join(os.sep, "nonexistent", "proxy.sock")
+        options.parseOptions(["--socket-path", path])
+        service = making.makeService(options)
+        (daemon,) = service
+        self.assertEqual(daemon.registry.registry.url, f"unix://{path}")
+        self.addCleanup(daemon.registry.poller.close)
