@@ -77,8 +77,8 @@ conformance: $(VENV)/.installed
 ifeq ($(wildcard $(CONFORMANCE)),)
 	@echo "$(CONFORMANCE) is not here: nothing to run"
 else
-	$(PYTHON) "$(CONFORMANCE)" --tier compat --start '$(BIN)/cc-proxy -socket-path {socket}'
-	$(PYTHON) "$(CONFORMANCE)" --tier compat --start '$(BIN)/twistd -n --pidfile= ccproxy --socket {socket}'
+	$(PYTHON) "$(CONFORMANCE)" --tier compat --start '$(BIN)/cc-proxy -log debug -socket-path {socket}'
+	$(PYTHON) "$(CONFORMANCE)" --tier compat --start '$(BIN)/twistd -n --pidfile= ccproxy --log-level debug --socket-path {socket}'
 endif
 
 clean:
