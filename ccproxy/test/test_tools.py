@@ -295,6 +295,16 @@ class ShimTests(ToolTestCase):
         peer.exit(0)
         self.finish(process, 0)
 
+    def test_impatience(self) -> None:
+        """When the process has ended, a signal ends the wait for a reader of its output."""
+        process, peer = self.shim()
+        peer.out(bytes(200_000))
+        peer.socket.sendall(encodeProcessExited(7))
+        peer.socket.settimeout(0.5)
+        self.assertRaises(TimeoutError, peer.next)
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(TIMEOUT), 7)
+
     def test_slowProxy(self) -> None:
         """A proxy that does not take stdin stops us from reading it; nothing is lost."""
         process, peer = self.shim()
@@ -460,8 +470,20 @@ class RunTests(ToolTestCase):
         removal = cleaner.commandWithoutAnswer(Command.HYPER)
         self.assertEqual(removal["hyperName"], "removecontainer")
         self.assertEqual(removal["data"], {"container": "box"})
-        cleaner.answer(Command.HYPER, error="ERROR received from VM agent")
+        error = "ERROR received from VM agent, control msg received : "
+        cleaner.answer(Command.HYPER, error=error)
         self.assertEqual(self.finish(process, 7), (b"out", b""))
+
+    def test_notRemoved(self) -> None:
+        """A container that can't be removed is worth a word."""
+        process, runtime, shim = self.start("run", "true")
+        runtime.command(Command.HYPER)
+        shim.exit(7)
+        cleaner = self.accept()
+        cleaner.command(Command.ATTACH_VM)
+        cleaner.commandWithoutAnswer(Command.HYPER)
+        cleaner.answer(Command.HYPER, error="it is running")
+        self.assertIn(b"may be left in the VM 'demo': it is running", self.finish(process, 7)[1])
 
     def test_terminal(self) -> None:
         """With C{--tty}, the terminal is raw, and its size and kind go along."""
@@ -515,6 +537,14 @@ class RunTests(ToolTestCase):
             self.finish(process, 125)[1],
             b"ccproxyctl run: nothing could not be started: no such program\n",
         )
+
+    def test_startFailsWithoutReason(self) -> None:
+        process, runtime, shim = self.start("run", "--", "nothing")
+        runtime.commandWithoutAnswer(Command.HYPER)
+        runtime.answer(Command.HYPER, error="control msg received : ")
+        shim.commandWithoutAnswer(Command.DISCONNECT_SHIM)
+        shim.socket.close()
+        self.assertIn(b": nothing; is its pod started", self.finish(process, 125)[1])
 
     def test_signalRefusedTwice(self) -> None:
         """A process that gets no signals can be left."""

@@ -138,7 +138,7 @@ class Shim:
             client.pauseProducing()
         self._endSent = False
         client.registerProducer(self, False)
-        client.whenClosed().addCallback(self._lost)
+        client.whenClosed().addCallback(self._lost).addErrback(self._fail)
         self._sendSignals()
 
     def _lost(self, ignored: None) -> None:
@@ -208,12 +208,14 @@ class Shim:
         self._write(self._stderr, data)
 
     def _write(self, output: IOutput, data: bytes) -> None:
+        if self._ending:
+            return
         output.write(data)
         if output.full and not self._paused:
             self._paused = True
             if self._client is not None:
                 self._client.pauseProducing()
-            output.flushed().addCallback(self._flushed)
+            output.flushed().addCallback(self._flushed).addErrback(self._fail)
 
     def _flushed(self, ignored: None) -> None:
         self._paused = False
@@ -243,7 +245,7 @@ class Shim:
                 self._client.closeStdin()
         if not self._held and not self._reading and not self._inputEnded:
             self._reading = True
-            self._stdin.read().addCallback(self._read)
+            self._stdin.read().addCallback(self._read).addErrback(self._fail)
 
     def _read(self, data: bytes) -> None:
         self._reading = False
@@ -279,7 +281,7 @@ class Shim:
                     continue
                 columns, rows = size
             answer = self._client.signal(number, columns, rows, SIGNAL_TIMEOUT)
-            answer.addErrback(self._signalFailed, number)
+            answer.addErrback(self._signalFailed, number).addErrback(self._fail)
 
     def _signalFailed(self, reason: Failure, number: int) -> None:
         error = reason.value

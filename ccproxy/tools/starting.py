@@ -29,6 +29,10 @@ START_TIMEOUT = 660.0
 #: Where programs are searched, if C{--env} does not say it.
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TERMINAL_EOF = b"\x04"
+#: Signals that say nothing to most processes: not worth a word.
+_HARMLESS = {signal.SIGWINCH, signal.SIGCONT, signal.SIGURG}
+#: How an error ends for which the agent gave no reason.
+_NO_REASON = "control msg received : "
 
 
 class NotStarted(CCProxyError):
@@ -78,7 +82,7 @@ def runProcess(
             await _start(reactor, options, hyperName, data, guard, local.shim)
             status = await local.shim.finished
             if ended is not None:
-                await _cleanUp(reactor, options, ended)
+                await _cleanUp(reactor, options, ended, local.tell)
         return status
 
     try:
@@ -100,7 +104,7 @@ class _Refusal:
         self._known = {int(signal.SIGPIPE)}
 
     def __call__(self, number: int, error: CCProxyError) -> None:
-        if number == signal.SIGWINCH:
+        if number in _HARMLESS:
             return
         text = f"{nameOf(number)} was not delivered: {error}"
         if number in self._known:
@@ -130,7 +134,10 @@ async def _start(
             # The start is what failed, whatever becomes of its shim.
             shim.finished.addErrback(lambda ignored: None)
             await shim.leave()
-            raise NotStarted(f"{options.process.args[0]} could not be started: {error}") from None
+            reason = str(error)
+            if reason.endswith(_NO_REASON):
+                reason += "nothing; is its pod started, and the container's name new?"
+            raise NotStarted(f"{options.process.args[0]} could not be started: {reason}") from None
     finally:
         client.stopProducing()
 
@@ -139,6 +146,7 @@ async def _cleanUp(
     reactor: Any,
     options: argparse.Namespace,
     ended: Callable[[ProxyClient], Deferred[Any]],
+    tell: Callable[[str], None],
 ) -> None:
     try:
         client: ProxyClient = await reach(reactor, options.path)
@@ -147,10 +155,10 @@ async def _cleanUp(
             await ended(client)
         finally:
             client.stopProducing()
-    except CCProxyError:
-        # hyperstart 1.x refuses to remove what it has removed by itself; and when the VM or the
-        # proxy has gone, so has the container.
-        pass
+    except CCProxyError as error:
+        # hyperstart gives no reason, and 1.x refuses always, which helps nobody to know.
+        if not str(error).endswith(_NO_REASON):
+            tell(f"something may be left in the VM {options.vm!r}: {error}")
 
 
 async def _allocate(client: ProxyClient, options: argparse.Namespace) -> str:
