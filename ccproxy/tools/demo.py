@@ -188,14 +188,16 @@ def demo(command: Sequence[str], logPath: str | None = None) -> int:
         shell = shutil.which("bash") or "sh"
         command = [shell] if terminal else [shell, "-c", GREETING]
     with Demo(logPath) as stage:
-        _say(f"ccproxy: starting a proxy with the embedded VM {VM!r}; its log: {stage.logPath}")
+        _say(f"ccproxy: starting the proxy, with an embedded VM named {VM}; its log: {stage.logPath}")
         try:
             stage.start()
         except DemoError as error:
             _say(f"ccproxy: {error}. The end of its log:\n{_tail(stage.logPath)}")
             return 1
-        path = "ccproxyctl run (runtime and shim) -> proxy -> agent -> process"
-        _say(f"ccproxy: {path}: {' '.join(command) if terminal else 'begins'}")
+        ends = "your terminal" if terminal else "these pipes"
+        _say(f"ccproxy: {ends} <-> shim <-> proxy <-> agent <-> {os.path.basename(command[0])}")
+        if terminal:
+            _say("ccproxy: leave with exit or Ctrl-D; all that was started ends with the shell")
         return stage.run(command, terminal)
 
 
