@@ -5,6 +5,7 @@ embedded VMs, and their ordered stop.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from twisted import __version__ as twistedVersion
@@ -138,12 +139,13 @@ class ProxyService(MultiService):
         super().startService()
         differing = self._settings.differences()
         self.log.info(
-            "ccproxy {version} on Twisted {twisted} listens on {path}",
+            "ccproxy {version} on Python {python} and Twisted {twisted} listens on {path}",
             event="started",
             version=__version__,
+            python=sys.version.split()[0],
             twisted=twistedVersion,
             path=self.registry.registry.url,
-            **{name.replace("-", "_"): value for name, value in differing.items()},
+            settings=" ".join(f"{name}={value}" for name, value in differing.items()) or None,
         )
 
     def stopService(self) -> Deferred[None]:

@@ -53,10 +53,11 @@ class SettingsTests(SynchronousTestCase):
         for field in attrs.fields(Limits):
             least: Any = field.metadata["kind"](field.metadata["least"])
             below: Any = least - 1 if isinstance(least, int) else least - 0.001
-            Settings(limits=attrs.evolve(Limits(), **{field.name: least}))
-            for bad in (below, float("nan"), float("inf")):
+            limits: dict[str, Any] = {field.name: least}
+            Settings(limits=Limits(**limits))
+            for limits[field.name] in (below, float("nan"), float("inf")):
                 with self.assertRaisesRegex(BadSetting, f"^{optionName(field.name)}: "):
-                    Settings(limits=attrs.evolve(Limits(), **{field.name: bad}))
+                    Settings(limits=Limits(**limits))
 
     def test_wholeNumbers(self) -> None:
         """A limit that counts is a whole number, and no boolean."""
