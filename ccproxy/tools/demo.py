@@ -188,7 +188,7 @@ def demo(command: Sequence[str], logPath: str | None = None) -> int:
         shell = shutil.which("bash") or "sh"
         command = [shell] if terminal else [shell, "-c", GREETING]
     with Demo(logPath) as stage:
-        _say(f"ccproxy: starting the proxy, with an embedded VM named {VM}; its log: {stage.logPath}")
+        _say(f"ccproxy: starting the proxy with an embedded VM, {VM}; its log: {stage.logPath}")
         try:
             stage.start()
         except DemoError as error:
