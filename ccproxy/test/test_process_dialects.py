@@ -111,6 +111,7 @@ class HyperstartTests(ProcessTestCase):
     def test_unknownKeyBeforeArgs(self) -> None:
         """P19: hyperstart 0.x reads nothing of process behind a key unknown to it."""
         vm = self.vm(1, dialect=Dialect.HYPERSTART0)
+        vm.client.hyper("startpod", {})
         shim = self.shim(vm.tokens[0])
         start = {"id": "c", "process": {"noNewPrivileges": True, "args": ["a"]}}
         vm.client.hyperRefused("newcontainer", start, vm.tokens)

@@ -79,7 +79,6 @@ class PiecesTests(ProcessTestCase):
                 commandFrame(Command.REGISTER_VM, registration(name, agent)),
                 commandFrame(Command.HYPER, hyperPayload("ping")),
                 NO_VM,
-                commandFrame(Command.HYPER, hyperPayload("startpod", {})),
                 commandFrame(Command.UNREGISTER_VM, {"containerId": name}),
                 commandFrame(Command.HYPER, hyperPayload("ping")),
             ])
@@ -87,10 +86,9 @@ class PiecesTests(ProcessTestCase):
         success(client.response(Command.REGISTER_VM))
         success(client.response(Command.HYPER))
         self.assertNoVM(client)
-        success(client.response(Command.HYPER))
         success(client.response(Command.UNREGISTER_VM))
         self.assertIn("not attached", failure(client.response(Command.HYPER)))
-        self.assertEqual([m.number for m in agent.commands()], [12, 1])
+        self.assertEqual([m.number for m in agent.commands()], [12])
 
     def test_longerHeader(self) -> None:
         """P1: what a header has beyond three words is skipped."""

@@ -70,7 +70,7 @@ class EntriesTests(ProcessTestCase):
         client.probe()
         client.log(entry("a-good-one-at-last"))
         self.waitLog("a-good-one-at-last")
-        reports = [line for line in self.newLog().splitlines() if "log entr" in line.lower()]
+        reports = [line for line in self.newLog().splitlines() if "malformed log" in line]
         self.assertEqual(len(reports), 1, reports)
 
     def test_forging(self) -> None:

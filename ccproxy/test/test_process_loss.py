@@ -45,12 +45,17 @@ class LostVMTests(ProcessTestCase):
         shim.waitClosed(2)
 
     def test_eitherChannel(self) -> None:
-        """P12: the end of the I/O channel alone is the end of the VM's sessions."""
-        process = self.process()
-        vm = process.vm
-        vm.agent.hangUp(vm.agent.io)
-        self.assertEqual(process.shim.untilExit(2).status, 255)
-        process.shim.waitClosed(2)
+        """P12: the end of one channel is the end of the VM; the other's last words are read."""
+        one, two = self.process(), self.process()
+        one.vm.agent.hangUp(one.vm.agent.io)
+        two.vm.agent.hangUp(two.vm.agent.control)
+        two.say(b"last words")
+        self.assertOutput(one.shim, b"", b"", 255)
+        self.assertOutput(two.shim, b"last words", b"", 255)
+        for process in (one, two):
+            process.shim.waitClosed(2)
+            process.vm.agent.waitDisconnected(process.vm.agent.control)
+            process.vm.agent.waitDisconnected(process.vm.agent.io)
 
     def test_commands(self) -> None:
         """P11, P12: commands that wait, sent or not, and held signals get an error at once."""

@@ -185,6 +185,7 @@ class WindowSizeTests(ProcessTestCase):
     def test_byProcess(self) -> None:
         """To hyperstart 1.x: winsize with container and process."""
         vm = self.vm(2, dialect=Dialect.HYPERSTART1)
+        vm.client.hyper("startpod", {})
         first = vm.start(0, container="c", terminal=True)
         second = vm.start(1, "execcmd", container="c", terminal=True, id="sh")
         for nth, (process, name) in enumerate(((first, str(first.number)), (second, "sh"))):

@@ -256,7 +256,9 @@ class BlockingClient:
 
     def probe(self) -> None:
         """Make sure that the connection still works, with a command that needs no VM."""
-        self.refused(Command.ATTACH_VM, {"containerId": "there-is-none-such"})
+        text = self.refused(Command.ATTACH_VM, {"containerId": "there-is-none-such"})
+        if text != "unknown containerID: there-is-none-such":
+            raise AssertionError(f"the proxy does not serve the client: {text}")
 
 
 def success(frame: Frame) -> bytes:

@@ -32,7 +32,7 @@ def eventually(probe: Callable[[], Any], what: str, timeout: float = 10.0) -> An
         time.sleep(0.01)
 
 
-#: What starts the commands of ccproxy where they are not installed.
+#: Where the commands of ccproxy are, for when they are not installed.
 _MODULES = {"cc-proxy": "ccproxy.service.ccproxy_command", "ccproxyctl": "ccproxy.tools.ccproxyctl"}
 
 
@@ -43,7 +43,10 @@ def script(name: str) -> list[str]:
     @param name: C{cc-proxy}, C{ccproxyctl} or C{twistd}.
     """
     beside = Path(sys.executable).with_name(name)
-    return [str(beside)] if beside.exists() else [sys.executable, "-m", _MODULES[name]]
+    if beside.exists():
+        return [str(beside)]
+    program = f"import sys; from {_MODULES[name]} import main; sys.exit(main())"
+    return [sys.executable, "-c", program]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -96,20 +99,25 @@ class Daemon:
         """Its process id."""
         return self.process.pid
 
-    def spawn(self, output: int | None = None) -> None:
-        """Start it, without waiting for its socket: see L{start}."""
+    def spawn(self, output: int | None = None, inherited: Sequence[int] = ()) -> None:
+        """
+        Start it, without waiting for its socket.
+
+        @param output: the descriptor of its standard output and error, the log by default.
+        @param inherited: more descriptors that it gets.
+        """
         with open(self._logPath, "ab") as log:
             out = log if output is None else output
             self._process = subprocess.Popen(
                 self.arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                cwd=self.directory, env=self._environment,
+                cwd=self.directory, env=self._environment, pass_fds=inherited,
             )  # fmt: skip
 
     def start(self, output: int | None = None, timeout: float = 20.0) -> Daemon:
         """
         Start it, and wait until its socket takes connections.
 
-        @param output: the descriptor of its standard output and error, the log by default.
+        @param output: see L{spawn}.
         """
         self.spawn(output)
         eventually(lambda: not self.isAlive() or self.isListening(), "the socket", timeout)
@@ -148,7 +156,8 @@ class Daemon:
 
     def log(self) -> str:
         """All that it has written to its standard output and error."""
-        return Path(self._logPath).read_text(errors="replace")
+        path = Path(self._logPath)
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def waitLog(self, text: str) -> str:
         """Wait for a text in the log; the line that has it."""
