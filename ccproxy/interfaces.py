@@ -76,7 +76,8 @@ class IStreamSink(Interface):
         """
         Bytes have come.
 
-        They begin where the last call stopped. The view is valid during the call only.
+        They begin where the last call stopped. The view is valid during the call only; what is
+        used of it may be overwritten.
 
         @return: how many bytes were used. The rest is offered again when more has come, or after
             L{IConnection.resumeReading} if the sink has paused meanwhile.

@@ -1,5 +1,5 @@
 """
-What is on its way to one connection, frame by frame.
+What is on its way to one connection, in whole frames.
 
 Frames of a session are I{kept}: they count as delivered only when they have been written whole,
 and those that were not go back to the session when the connection is lost (promise P7).
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 
 from ..interfaces import IConnection
+from ..wire.translation import frameAround
 from .flow import Budget
 
 #: The most that is handed to a connection in one call, in bytes. AF_UNIX takes that whole or
@@ -21,13 +22,13 @@ MOST_BUFFERS = 64
 
 class Outlet:
     """
-    A queue of frames toward a connection.
+    A queue toward a connection, in blocks of one or more whole frames.
 
     @ivar size: bytes that the connection has not taken yet.
-    @ivar kept: how many of them belong to the session.
+    @ivar kept: how many bytes the session's blocks have that were not taken whole.
     """
 
-    __slots__ = ("_budget", "_connection", "_frames", "_offset", "kept", "size")
+    __slots__ = ("_blocks", "_budget", "_connection", "_offset", "kept", "size")
 
     def __init__(self, connection: IConnection, budget: Budget) -> None:
         """
@@ -35,32 +36,53 @@ class Outlet:
         """
         self._connection = connection
         self._budget = budget
-        self._frames: deque[tuple[bytes, bool]] = deque()
+        self._blocks: deque[tuple[bytes, bool]] = deque()
         self._offset = 0
         self.size = 0
         self.kept = 0
 
-    def push(self, frame: bytes, kept: bool = False) -> None:
+    def push(self, block: bytes, kept: bool = False) -> None:
         """
-        Queue one whole frame. Nothing is sent before L{flush}.
+        Queue whole frames. Nothing is sent before L{flush}.
 
-        @param kept: it belongs to the session, which has counted it in its budget.
+        @param kept: they belong to the session, which has counted them in its budget.
         """
-        self._frames.append((frame, kept))
-        self.size += len(frame)
+        self._blocks.append((block, kept))
+        self.size += len(block)
         if kept:
-            self.kept += len(frame)
+            self.kept += len(block)
+
+    def sendSpans(self, spans: list[memoryview], total: int) -> None:
+        """
+        Send whole frames of the session at once if nothing is queued, and keep what is not taken.
+
+        @param spans: where the frames stand, for the time of this call.
+        @param total: how many bytes they are.
+        """
+        taken = 0
+        if not self._blocks:
+            taken = self._connection.send(spans)
+            if taken == total:
+                return
+        block = b"".join(spans)
+        if taken:
+            start, _ = frameAround(block, taken)
+            block = block[start:]
+            self._offset = taken - start
+            self.size = -self._offset
+        self._budget.used += len(block)
+        self.push(block, kept=True)
 
     def flush(self) -> None:
         """Hand over what the connection takes now."""
-        frames = self._frames
-        while frames:
+        blocks = self._blocks
+        while blocks:
             buffers: list[bytes | memoryview] = []
             total = 0
-            for frame, _ in frames:
+            for block, _ in blocks:
                 if total >= MOST_PER_SEND or len(buffers) >= MOST_BUFFERS:
                     break
-                piece = frame if buffers or not self._offset else memoryview(frame)[self._offset :]
+                piece = block if buffers or not self._offset else memoryview(block)[self._offset :]
                 if len(piece) > MOST_PER_SEND - total:
                     piece = memoryview(piece)[: MOST_PER_SEND - total]
                 buffers.append(piece)
@@ -74,35 +96,44 @@ class Outlet:
         """Forget C{taken} bytes that the connection has now."""
         self.size -= taken
         taken += self._offset
-        frames = self._frames
-        while frames and taken >= len(frames[0][0]):
-            frame, kept = frames.popleft()
-            taken -= len(frame)
+        blocks = self._blocks
+        while blocks and taken >= len(blocks[0][0]):
+            block, kept = blocks.popleft()
+            taken -= len(block)
             if kept:
-                self.kept -= len(frame)
-                self._budget.used -= len(frame)
+                self.kept -= len(block)
+                self._budget.used -= len(block)
         self._offset = taken
 
     def dropKept(self) -> None:
         """Drop the session's frames, but for one of which a part has been taken."""
-        head = 1 if self._offset else 0
-        kept = deque(list(self._frames)[:head])
-        for frame, isKept in list(self._frames)[head:]:
-            if isKept:
-                self.size -= len(frame)
-                self.kept -= len(frame)
-                self._budget.used -= len(frame)
-            else:
-                kept.append((frame, isKept))
-        self._frames = kept
+        rest = deque(block for block in self._blocks if not block[1])
+        if self._offset:
+            head, kept = self._blocks[0]
+            if kept:
+                start, stop = frameAround(head, self._offset)
+                if start < self._offset:
+                    self._offset -= start
+                    rest.appendleft((head[start:stop], False))
+                else:
+                    self._offset = 0
+        self._budget.used -= self.kept
+        self.kept = 0
+        self._blocks = rest
+        self.size = sum(len(block) for block, _ in rest) - self._offset
 
     def takeBack(self) -> deque[bytes]:
         """
-        The connection is lost: give the session's frames back, in order, and drop the others.
+        The connection is lost: give the session's blocks back, in order, and drop the others.
 
-        A frame of which only a part was taken is among them, whole.
+        A frame of which only a part was taken is among them, whole; those before it are not.
         """
-        back = deque(frame for frame, kept in self._frames if kept)
-        self._frames.clear()
+        if self._offset and self._blocks[0][1]:
+            head, _ = self._blocks[0]
+            start, _ = frameAround(head, self._offset)
+            self._blocks[0] = (head[start:], True)
+            self._budget.used -= start
+        back = deque(block for block, kept in self._blocks if kept)
+        self._blocks.clear()
         self._offset = self.size = self.kept = 0
         return back

@@ -17,6 +17,7 @@ import attrs
 from ..errors import DeadlineExceeded, NotAShim, RegistryError, RequestError
 from ..wire.codes import ControlCode, Stream
 from ..wire.frames import encodeProcessExited, encodeStream
+from ..wire.messages import IO_HEADER
 from ..wire.payloads import Signal
 from .clock import Wait, cancel
 from .commands import SignalCommand, StartCommand, signalMessage
@@ -252,6 +253,43 @@ class Session:
             return
         stream = Stream.STDOUT if number == self.stdio else Stream.STDERR
         self._queue(encodeStream(stream, body))
+
+    def roomFor(self, number: int, size: int) -> int:
+        """
+        How many bytes of messages can be translated in place and L{deliver}ed now.
+
+        @param number: the messages' number.
+        @param size: the length of one of them, header included.
+        @return: 0 if L{received} has to look at the next message.
+        """
+        if not self._flowing or size <= IO_HEADER.size:
+            return 0
+        if number == self.stdio:
+            if self._sawEnd and size == IO_HEADER.size + 1:
+                return 0
+            self._sawEnd = False
+        shim = self.shim
+        held = self.pendingSize if shim is None else shim.outlet.kept
+        return self.vm.registry.budget.share - held
+
+    def deliver(self, spans: list[memoryview], total: int) -> None:
+        """
+        Output for the shim, as whole frames.
+
+        @param spans: where the frames stand, for the time of this call.
+        @param total: how many bytes they are.
+        """
+        if self.shim is not None:
+            self.shim.outlet.sendSpans(spans, total)
+        else:
+            self.vm.registry.budget.used += total
+            self.pending.append(b"".join(spans))
+            self.pendingSize += total
+
+    @property
+    def _flowing(self) -> bool:
+        """Whether output goes to the shim, or is kept for one."""
+        return not self._dropping and self.state in (SessionState.STARTING, SessionState.RUNNING)
 
     def _queue(self, frame: bytes) -> None:
         """Keep a frame until it is delivered."""

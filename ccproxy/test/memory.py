@@ -110,7 +110,7 @@ class MemoryConnection:
     def pump(self) -> None:
         """Offer what has come, as a transport does."""
         while self._coming and not self.paused and not self.closed:
-            used = self.sink.received(memoryview(bytes(self._coming)))
+            used = self.sink.received(memoryview(bytearray(self._coming)))
             if not used:
                 break
             del self._coming[:used]
