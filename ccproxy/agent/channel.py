@@ -82,10 +82,10 @@ class Channel:
         self._host = host
         if self.paused:
             host.pauseReading()
+        self.flowing(True)
         waiting, self._waiting = self._waiting, []
         if waiting:
             host.send(b"".join(waiting))
-        self.flowing(True)
 
     def detach(self, host: Host) -> None:
         """A host has gone."""

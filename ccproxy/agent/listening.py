@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IReadDescriptor
 from twisted.internet.protocol import Factory
 from twisted.internet.task import LoopingCall
@@ -25,6 +26,8 @@ from .protocols import ChannelProtocol
 BACKLOG = 8
 #: Seconds between two looks whether the client has hung up, and between two tries to accept one.
 INTERVAL = 0.5
+#: Seconds that a client has to read the rest when the port is closed.
+LINGER = 2.0
 MAX_PATH = 107
 
 
@@ -53,6 +56,7 @@ class SerialPort(Factory):
         self._build = build
         self._client: ChannelProtocol | None = None
         self._listening = True
+        self._closed: list[Deferred[None]] = []
         self._socket = _listen(path)
         self._inode = _inode(path)
         self._watch = LoopingCall(self._look)
@@ -68,26 +72,27 @@ class SerialPort(Factory):
         return "embedded agent"
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor ends."""
+        """The reactor is done with the socket."""
         self.close()
 
     def doRead(self) -> None:
         """A client waits."""
         try:
             client, _ = self._socket.accept()
+            with client:
+                client.setblocking(False)
+                self.reactor.adoptStreamConnection(client.fileno(), socket.AF_UNIX, self)
         except BlockingIOError:
             return
         except OSError as error:
             self.log.error(
                 "embedded agent cannot accept on {path}: {error}", path=self.path, error=error
             )
-        else:
-            with client:
-                client.setblocking(False)
-                self.reactor.adoptStreamConnection(client.fileno(), socket.AF_UNIX, self)
         # Accept no other until this one has gone; after an error, not at once.
         self.reactor.removeReader(self)
-        self._watch.start(INTERVAL, now=False)
+        if not self._watch.running:
+            watching = self._watch.start(INTERVAL, now=False)
+            watching.addErrback(lambda reason: self.log.failure("watching a channel", reason))
 
     def buildProtocol(self, addr: IAddress | None) -> ChannelProtocol:
         """The protocol of the client that was accepted."""
@@ -100,6 +105,9 @@ class SerialPort(Factory):
             self._watch.stop()
         if self._listening:
             self.reactor.addReader(self)
+        closed, self._closed = self._closed, []
+        for deferred in closed:
+            deferred.callback(None)
 
     def _look(self) -> None:
         """
@@ -115,19 +123,29 @@ class SerialPort(Factory):
             if poll.poll(0):
                 transport.abortConnection()
 
-    def close(self) -> None:
-        """Stop to listen, remove the socket's file if it is still ours, hang up."""
-        if not self._listening:
-            return
-        self._listening = False
-        self.reactor.removeReader(self)
-        self._socket.close()
-        if _inode(self.path) == self._inode:
-            os.unlink(self.path)
-        if self._watch.running:
-            self._watch.stop()
-        if self._client is not None:
-            self._client.hangUp()
+    def close(self) -> Deferred[None]:
+        """
+        Stop to listen, remove the socket's file if it is still ours, hang up.
+
+        @return: fires when the client has taken all that it was sent, or after
+            L{LINGER} seconds.
+        """
+        if self._listening:
+            self._listening = False
+            self.reactor.removeReader(self)
+            self._socket.close()
+            if _inode(self.path) == self._inode:
+                os.unlink(self.path)
+        if self._client is None:
+            self._gone()
+            return succeed(None)
+        self._client.hangUp()
+        transport: Any = self._client.transport
+        deadline = self.reactor.callLater(LINGER, transport.abortConnection)
+        closed: Deferred[None] = Deferred()
+        closed.addCallback(lambda _: deadline.active() and deadline.cancel())
+        self._closed.append(closed)
+        return closed
 
 
 def _inode(path: str) -> tuple[int, int] | None:

@@ -86,11 +86,8 @@ class Machine:
         mark = f"\0{MARK}={self._mark}.".encode()
         if container is not None:
             mark += b"%d\0" % container
-        return [
-            pid
-            for pid in map(int, filter(str.isdecimal, os.listdir("/proc")))
-            if _isIn(pid, sessions, mark)
-        ]
+        pids = sorted(int(name) for name in os.listdir("/proc") if name.isdecimal())
+        return [pid for pid in pids if _isIn(pid, sessions, mark)]
 
     def signal(self, container: int | None, number: int) -> None:
         """Send a signal to all L{members}."""

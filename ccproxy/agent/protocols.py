@@ -48,6 +48,7 @@ class ChannelProtocol(Protocol):
         self.whenLost = whenLost
         self._decoder = MessageDecoder(self.header, MAX_MESSAGE)
         self._delivering = False
+        self._hungUp = False
 
     def connectionMade(self) -> None:
         """A host has come."""
@@ -78,7 +79,7 @@ class ChannelProtocol(Protocol):
             return  # The loop below goes on with what the resumed channel takes.
         self._delivering = True
         try:
-            while not self.channel.paused:
+            while not (self.channel.paused or self._hungUp):
                 message = self._decoder.next()
                 if message is None:
                     break
@@ -108,8 +109,10 @@ class ChannelProtocol(Protocol):
 
     def hangUp(self) -> None:
         """Close the connection after what was sent."""
-        self.transport.unregisterProducer()
-        self.transport.loseConnection()
+        if not self._hungUp:
+            self._hungUp = True
+            self.transport.unregisterProducer()
+            self.transport.loseConnection()
 
     # What the transport asks for.
 

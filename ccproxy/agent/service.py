@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import getpass
 import os
+from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
 from ..wire.codes import Dialect
@@ -27,7 +28,7 @@ class EmbeddedAgent(Service):
 
     Each start of the service is the life of one VM, with a READY of its own.
 
-    @ivar agent: the agent, while the service runs.
+    @ivar agent: the agent, from the first start of the service on.
     """
 
     log = Logger()
@@ -65,18 +66,13 @@ class EmbeddedAgent(Service):
         machine = Machine(self.reactor)
         agent = Agent(self.dialect, machine, self.strict)
         agent.whenOff = self._poweredOff
+        control = SerialPort(self.reactor, self.controlPath, partial(ControlProtocol, agent))
         try:
-            self._ports.append(
-                SerialPort(
-                    self.reactor, self.controlPath, lambda lost: ControlProtocol(agent, lost)
-                )
-            )
-            self._ports.append(
-                SerialPort(self.reactor, self.ioPath, lambda lost: IOProtocol(agent, lost))
-            )
+            io = SerialPort(self.reactor, self.ioPath, partial(IOProtocol, agent))
         except OSError:
-            self._closePorts()
+            control.close()
             raise
+        self._ports = [control, io]
         self._machine = machine
         self.agent = agent
         super().startService()
@@ -96,27 +92,21 @@ class EmbeddedAgent(Service):
         @return: fires when all its processes have been reaped.
         """
         super().stopService()
-        self._closePorts()
-        agent, self.agent = self.agent, None
-        if agent is not None:
-            agent.off = True
-        return Deferred.fromCoroutine(self._stopMachine())
-
-    def _closePorts(self) -> None:
-        ports, self._ports = self._ports, []
-        for port in ports:
-            port.close()
+        if self.agent is not None:
+            self.agent.off = True
+        return self._end()
 
     def _poweredOff(self) -> None:
-        """The agent has ended by itself; its processes end with it, as with a real VM."""
         self.log.info("embedded agent on {control} has powered off", control=self.controlPath)
-        self._closePorts()
-        stopping = Deferred.fromCoroutine(self._stopMachine())
-        stopping.addErrback(lambda reason: self.log.failure("stopping the embedded agent", reason))
+        ending = self._end()
+        ending.addErrback(lambda reason: self.log.failure("ending the embedded agent", reason))
 
-    async def _stopMachine(self) -> None:
+    def _end(self) -> Deferred[None]:
+        """Close the channels and end all processes; doing it twice is no harm."""
+        ends = [port.close() for port in self._ports]
         if self._machine is not None:
-            await self._machine.stop()
+            ends.append(Deferred.fromCoroutine(self._machine.stop()))
+        return gatherResults(ends, consumeErrors=True).addCallback(lambda _: None)
 
 
 def _user() -> str:

@@ -4,6 +4,11 @@ Tests for L{ccproxy.agent.protocols}: the channels over any transport.
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+import attrs
+from hypothesis import given, strategies
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.testing import StringTransport
@@ -12,6 +17,15 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from ccproxy.agent.agent import STDIN_LIMIT, Agent
+from ccproxy.agent.payloads import (
+    File,
+    KillContainer,
+    NewContainer,
+    Process,
+    PsContainer,
+    StartPod,
+    WinSize,
+)
 from ccproxy.agent.protocols import MAX_MESSAGE, ChannelProtocol, ControlProtocol, IOProtocol
 from ccproxy.test.agentdoubles import FakeMachine, FakeRunning, jsonOf, newcontainer
 from ccproxy.wire.codes import ControlCode, Dialect
@@ -182,3 +196,47 @@ class StrictTests(SynchronousTestCase):
         line = Line(Dialect.HYPERSTART0, strict=True)
         line.io.dataReceived(b"\0")
         self.assertFalse(line.agent.off)
+
+
+KEYS = strategies.sampled_from(
+    sorted(
+        {
+            field.name
+            for cls in (NewContainer, Process, StartPod, KillContainer, WinSize, PsContainer, File)
+            for field in attrs.fields(cls)
+        }
+    )
+)
+VALUES: strategies.SearchStrategy[Any] = strategies.recursive(
+    strategies.none()
+    | strategies.booleans()
+    | strategies.integers(-(2**70), 2**70)
+    | strategies.sampled_from(["c", "x", "", "json", "table", "/f"])
+    | strategies.text(max_size=4),
+    lambda inner: (
+        strategies.lists(inner, max_size=3) | strategies.dictionaries(KEYS, inner, max_size=5)
+    ),
+    max_leaves=12,
+)
+BODIES = strategies.binary(max_size=20) | VALUES.map(lambda value: json.dumps(value).encode())
+COMMANDS = strategies.builds(encodeControl, strategies.integers(0, 30), BODIES)
+
+
+class GarbageTests(SynchronousTestCase):
+    """Whatever comes, the agent answers it or closes, and raises nothing."""
+
+    @given(
+        strategies.sampled_from([Dialect.CC, Dialect.HYPERSTART0, Dialect.HYPERSTART1]),
+        strategies.booleans(),
+        strategies.lists(COMMANDS | strategies.binary(max_size=30), max_size=6),
+        strategies.lists(strategies.binary(max_size=30), max_size=3),
+    )
+    def test_anything(
+        self, dialect: Dialect, strict: bool, commands: list[bytes], stdin: list[bytes]
+    ) -> None:
+        """Commands of any kind, and bytes that are none."""
+        line = Line(dialect, strict)
+        for data in filter(None, commands):
+            line.control.dataReceived(data)
+        for data in filter(None, stdin):
+            line.io.dataReceived(data)
