@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import base64
 import secrets
-import time
 from collections.abc import Callable
 
 import attrs
@@ -40,11 +39,11 @@ class Registry:
 
     @ivar connector: how the sockets of VMs are reached.
     @ivar clock: what tells the time.
+    @ivar wallClock: seconds since the epoch.
     @ivar limits: the bounds.
     @ivar url: the URL of the client socket, which clients are told.
     @ivar log: where events are noted.
     @ivar agentDialect: the dialect of all agents, where it is configured.
-    @ivar wallClock: seconds since the epoch.
     @ivar makeToken: makes a new token.
     @ivar vms: VMs by containerId, lost ones included, unregistered ones not.
     @ivar leaving: unregistered VMs whose channels are open.
@@ -57,11 +56,11 @@ class Registry:
 
     connector: IConnector
     clock: Clock
+    wallClock: Callable[[], float]
     limits: Limits = attrs.field(factory=Limits)
     url: str = "unix:///var/run/clear-containers/proxy.sock"
     log: Logger = attrs.field(factory=Logger)
     agentDialect: Dialect | None = None
-    wallClock: Callable[[], float] = time.time
     makeToken: Callable[[], str] = randomToken
     vms: dict[str, VM] = attrs.field(factory=dict)
     leaving: set[VM] = attrs.field(factory=set)

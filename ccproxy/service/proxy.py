@@ -6,6 +6,7 @@ embedded VMs, and their ordered stop.
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 from twisted import __version__ as twistedVersion
@@ -44,6 +45,7 @@ class RegistryService(Service):
         self.registry = connector.registry = Registry(
             connector=connector,
             clock=reactor,
+            wallClock=time.time,
             limits=settings.limits,
             url=settings.url,
             log=Logger("ccproxy"),
