@@ -17,10 +17,12 @@ from ccproxy.wire.messages import (
     CONTROL_HEADER,
     IO_HEADER,
     MAX_MESSAGE,
+    AsyncEvent,
     Message,
     MessageDecoder,
     encodeControl,
     encodeIO,
+    readEvent,
     readMessage,
 )
 
@@ -138,3 +140,29 @@ class DecoderTests(SynchronousTestCase):
                 return received, str(error)
             self.assertLess(decoder.pending, 64)
         return received, None
+
+
+class EventTests(SynchronousTestCase):
+    """L{readEvent}."""
+
+    def test_finished(self) -> None:
+        """The end of a process, with what is not known ignored."""
+        body = b'{"container":"c","process":"p","event":"finished","status":7,"future":[]}'
+        self.assertEqual(readEvent(body), AsyncEvent("finished", "c", "p", 7))
+        self.assertEqual(readEvent(b'{"event":"other"}'), AsyncEvent("other"))
+
+    def test_none(self) -> None:
+        """P3: what is no event is none, and no error."""
+        for body in (
+            b"", b"{", b"[]", b"null", b'"finished"', b"{}", b'{"event":5}', b'{"event":null}',
+            b'{"event":"finished","container":5}', b'{"event":"finished","status":"0"}',
+            b'{"event":"finished","status":1.5}', b'{"event":"\xff"}', b"\xff\xfe", b"[1,2]",
+            b'{"event":"x","more":' + b"[" * 200_000 + b"]" * 200_000 + b"}",
+        ):  # fmt: skip
+            self.assertIsNone(readEvent(body))
+
+    @settings(deadline=None)
+    @given(st.binary(max_size=60))
+    def test_anyBytes(self, body: bytes) -> None:
+        """P3: any bytes are an event or none."""
+        self.assertIsInstance(readEvent(body), (AsyncEvent, type(None)))
