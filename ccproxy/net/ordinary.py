@@ -87,8 +87,9 @@ class OrdinaryTransport:
     def connectionLost(self, reason: Failure) -> None:
         """The connection is closed."""
         self._outgoing.clear()
-        if self._producer is not None:
-            self._producer.stopProducing()
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.stopProducing()
         protocol = self.protocol
         del self.protocol
         protocol.connectionLost(reason)

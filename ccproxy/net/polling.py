@@ -6,9 +6,9 @@ paused, and cannot tell when a peer has read all that was written. An edge can. 
 only the epoll's own descriptor, so any reactor will do.
 
 The work is shared out evenly: a socket is read once, one buffer at most, and goes to the end of
-a queue if it has more. Before each step of that queue new events are taken, so that a keystroke
-waits for one buffer of another's flood and not for the flood. After some steps the reactor has
-its turn, for its timers and everything else.
+a queue if it has more. Between the steps of that queue new events are taken, so that a keystroke
+waits for a buffer or two of each flood and not for its end. After some steps the reactor has its
+turn, for its timers and everything else.
 """
 
 from __future__ import annotations

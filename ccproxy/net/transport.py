@@ -456,6 +456,8 @@ class StreamTransport:
     def _close(self, reason: Failure) -> None:
         if self._life is _CLOSED:
             return
+        if self._life is _OPEN:
+            self._discardInput()
         self._life = _CLOSED
         self._output = _BROKEN
         self._rest = None
@@ -463,6 +465,14 @@ class StreamTransport:
         self._poller.remove(self)
         self._socket.close()
         self._poller.enqueue(self)
+
+    def _discardInput(self) -> None:
+        # Closed with unread input, the socket would reach the peer as ECONNRESET and not as the
+        # end of the stream. It can send no more, so this ends.
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+            while self._socket.recv(READ_SIZE):
+                pass
 
     def _tellLost(self, reason: Failure) -> None:
         protocol = self.protocol
