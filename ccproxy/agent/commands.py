@@ -2,7 +2,7 @@
 What each dialect answers to each command: docs/protocol, "Commands and their data".
 
 A command is a function of the agent and the message's body. It returns the body of its ACK, or
-L{None} if it answers by itself, later; it raises
+C{None} if it answers by itself, later; it raises
 L{RequestError<ccproxy.errors.RequestError>} for an ERROR.
 """
 

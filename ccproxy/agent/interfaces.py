@@ -117,7 +117,7 @@ class IMachine(Interface):
         """
         Run C{ps}.
 
-        @param done: called with its output, or L{None} if it failed or took too long.
+        @param done: called with its output, or C{None} if it failed or took too long.
         """
 
     def readFile(path: str) -> bytes:

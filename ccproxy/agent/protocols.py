@@ -94,8 +94,9 @@ class ChannelProtocol(Protocol):
     # What the channel asks for.
 
     def send(self, data: bytes) -> None:
-        """Take bytes for the host."""
-        self.transport.write(data)
+        """Take bytes for the host; none follow a L{hangUp}."""
+        if not self._hungUp:
+            self.transport.write(data)
 
     def pauseReading(self) -> None:
         """Read no more."""

@@ -114,11 +114,14 @@ class AgentTestCase(TestCase):
         self.addCleanup(host.transport.abortConnection)
         return host
 
-    async def stop(self) -> None:
+    def stop(self) -> Deferred[None]:
         """Stop the service, which leaves nothing."""
-        await self.service.stopService()
-        for path in (self.controlPath, self.ioPath):
-            self.assertFalse(os.path.exists(path))
+
+        def check(_: object) -> None:
+            for path in (self.controlPath, self.ioPath):
+                self.assertFalse(os.path.exists(path))
+
+        return self.service.stopService().addCallback(check)
 
     async def send(self, code: int, data: object = b"") -> Pair:
         """Send a command; its answer."""

@@ -29,8 +29,9 @@ class MachineTests(TestCase):
         self.machine = Machine(reactor)
         self.addCleanup(self.stop)
 
-    async def stop(self) -> None:
-        await self.machine.stop()
+    def stop(self) -> Deferred[None]:
+        """Stop it, with all that runs."""
+        return Deferred.fromCoroutine(self.machine.stop())
 
     def start(self, *args: str, **more: Any) -> tuple[Any, Deferred[int]]:
         """Start a program whose output nobody wants; it, and its end."""

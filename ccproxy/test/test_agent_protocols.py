@@ -96,9 +96,21 @@ class StreamTests(SynchronousTestCase):
             self.assertEqual(line.controlTransport.value(), ACK)
             self.assertTrue(line.controlTransport.disconnecting)
             self.assertFalse(line.ioTransport.disconnecting)
+            line.control.dataReceived(PING)
+            self.assertEqual(line.controlTransport.value(), ACK)
             line.io.dataReceived(IO_HEADER.pack(3, bad))
             self.assertTrue(line.ioTransport.disconnecting)
             self.assertFalse(line.agent.off)
+
+    def test_silentAfterEnd(self) -> None:
+        """After the agent's end nothing more is said, of processes that are killed then."""
+        line = Line(Dialect.HYPERSTART0, strict=True)
+        line.io.dataReceived(encodeIO(3, b"x" * 5000))
+        self.assertTrue(line.agent.off)
+        line.ioTransport.clear()
+        line.running.end(-9)
+        self.assertEqual(line.controlTransport.value(), b"")
+        self.assertEqual(line.ioTransport.value(), b"")
 
     def test_reconnect(self) -> None:
         """The next connection starts anew, without another READY."""
