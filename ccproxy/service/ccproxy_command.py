@@ -130,8 +130,8 @@ def _run(settings: Settings) -> None:
     from .proxy import ProxyService
     from .running import failingClearly, handleSignals
 
-    beginLogging(settings)
     handleSignals(reactor)
+    beginLogging(settings)
     with failingClearly():
         service = ProxyService(settings, reactor)
         service.privilegedStartService()

@@ -4,6 +4,7 @@ How the daemon's process starts and ends, under C{twistd} and as C{cc-proxy}.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
@@ -31,8 +32,9 @@ def handleSignals(reactor: Any) -> None:
     Let SIGTERM and SIGINT end the daemon in order, with exit status 0, however often they come,
     and SIGHUP not at all.
 
-    The handlers hold from now on. They are installed again once the reactor runs: it brings its
-    own, after which C{twistd} would die of the signal that stopped it.
+    The signals are held back from now on, and handled once the reactor runs: it brings handlers of
+    its own then, after which C{twistd} would die of the signal that stopped it. Threads must be
+    started after this, so that they leave signals to the main thread.
     """
 
     def stop(name: str) -> None:
@@ -49,12 +51,14 @@ def handleSignals(reactor: Any) -> None:
     def onHangUp(number: int, frame: FrameType | None) -> None:
         reactor.callFromThread(_log.info, "SIGHUP: nothing to do, there is nothing to read again")
 
-    def install() -> None:
-        signal.signal(signal.SIGTERM, onSignal)
-        signal.signal(signal.SIGINT, onSignal)
-        signal.signal(signal.SIGHUP, onHangUp)
+    handlers = {signal.SIGTERM: onSignal, signal.SIGINT: onSignal, signal.SIGHUP: onHangUp}
 
-    install()
+    def install() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, handlers)
     reactor.callWhenRunning(install)
 
 
@@ -102,7 +106,7 @@ class TwistdService(MultiService):
         self._reactor = reactor
         self._foreground = bool(twistd.get("nodaemon"))
         self._daemonLog = _twistdLog(settings, twistd)
-        if self._foreground and twistd.get("pidfile") == "twistd.pid":
+        if self._foreground and twistd.get("pidfile") == os.path.abspath("twistd.pid"):
             # In the foreground a pid file serves nobody, and one that another daemon has left in
             # the same folder would stand in the way.
             twistd["pidfile"] = ""
@@ -116,9 +120,9 @@ class TwistdService(MultiService):
 
     def privilegedStartService(self) -> None:
         """Start, after the last fork and before privileges are given up."""
+        handleSignals(self._reactor)
         if self._daemonLog is not None:
             self._daemonLog.writer.start()
-        handleSignals(self._reactor)
         with failingClearly(self._foreground):
             super().privilegedStartService()
 

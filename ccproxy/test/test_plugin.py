@@ -71,17 +71,26 @@ class SignalTests(SynchronousTestCase):
     """
 
     def setUp(self) -> None:
-        """Restore the handlers of this process afterwards."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        """Restore the handlers of this process afterwards, and its mask."""
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        for number in numbers:
             self.addCleanup(signal.signal, number, signal.getsignal(number))
+        self.addCleanup(signal.pthread_sigmask, signal.SIG_UNBLOCK, numbers)
         self.reactor = FakeReactor()
         self.events: list[Any] = []
         observer: Any = self.events.append
         self.patch(running, "_log", Logger("test", observer=observer))
         handleSignals(self.reactor)
 
+    def run_(self) -> None:
+        """Let the reactor run, after it has put its own handler in place."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for call in self.reactor.whenRunning:
+            call()
+
     def test_stop(self) -> None:
         """SIGTERM and SIGINT stop the reactor, on its next turn; more of them do no harm."""
+        self.run_()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
             signal.raise_signal(number)
         self.assertEqual(self.reactor.stops, 0)
@@ -97,17 +106,18 @@ class SignalTests(SynchronousTestCase):
 
     def test_hangUp(self) -> None:
         """SIGHUP is a line in the log."""
+        self.run_()
         signal.raise_signal(signal.SIGHUP)
         self.reactor.turn()
         self.assertEqual(self.reactor.stops, 0)
         self.assertEqual(len(self.events), 1)
 
-    def test_again(self) -> None:
-        """Handlers that the reactor has put there are replaced once it runs."""
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        for call in self.reactor.whenRunning:
-            call()
+    def test_early(self) -> None:
+        """A signal that comes before the reactor runs is handled when it does."""
         signal.raise_signal(signal.SIGTERM)
+        self.reactor.turn()
+        self.assertEqual(self.reactor.stops, 0)
+        self.run_()
         self.reactor.turn()
         self.assertEqual(self.reactor.stops, 1)
 
@@ -172,9 +182,10 @@ class StartTests(SynchronousTestCase):
 
     def test_pidfile(self) -> None:
         """In the foreground there is no pid file but one that was asked for."""
-        self.assertEqual(self.service(nodaemon=True, pidfile="twistd.pid")[1]["pidfile"], "")
-        self.assertEqual(self.service(nodaemon=True, pidfile="/run/x")[1]["pidfile"], "/run/x")
-        self.assertEqual(self.service(pidfile="twistd.pid")[1]["pidfile"], "twistd.pid")
+        usual = os.path.abspath("twistd.pid")
+        for foreground, path, left in ((1, usual, ""), (1, "/run/x", "/run/x"), (0, usual, usual)):
+            _, twistd = self.service(nodaemon=foreground, pidfile=path)
+            self.assertEqual(twistd["pidfile"], left)
 
     def test_start(self) -> None:
         """The daemon is started, with and without an application around it."""
