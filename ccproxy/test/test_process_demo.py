@@ -64,8 +64,13 @@ class PipeTests(DemoTestCase):
     def _start(
         self, *command: str, stdin: int | IO[bytes] = subprocess.DEVNULL
     ) -> subprocess.Popen[bytes]:
+        return self._spawn(_ccproxyctl(), "demo", "--", *command, stdin=stdin)
+
+    def _spawn(
+        self, *command: str, stdin: int | IO[bytes] = subprocess.DEVNULL
+    ) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [_ccproxyctl(), "demo", "--", *command],
+            command,
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -117,6 +122,16 @@ class PipeTests(DemoTestCase):
         process.terminate()
         process.communicate(timeout=DEADLINE)
         self.assertEqual(process.returncode, 128 + signal.SIGTERM)
+        self.assertNothingLeft()
+        self.assertEqual(list(self.folder.iterdir()), [])
+
+    def test_starterKilled(self) -> None:
+        """When who started it is killed, all ends too."""
+        shell = f"'{_ccproxyctl()}' demo -- sh -c 'echo running; exec {self.sleep}'; true"
+        process = self._spawn("sh", "-c", shell)
+        self._started(process)
+        process.kill()
+        process.communicate(timeout=DEADLINE)
         self.assertNothingLeft()
         self.assertEqual(list(self.folder.iterdir()), [])
 

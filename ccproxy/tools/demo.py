@@ -39,11 +39,12 @@ class DemoError(Exception):
 
 
 def _dieWithParent() -> None:
+    """Get SIGTERM when the parent dies, however it dies."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def _spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start a child that gets SIGTERM when the demo dies, however it dies."""
+    """Start a child that ends when the demo dies."""
     # What makes preexec_fn unsafe is threads, and there are none.
     return subprocess.Popen(command, preexec_fn=_dieWithParent, **options)  # noqa: PLW1509
 
@@ -70,6 +71,8 @@ class Demo:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._end)
         signal.signal(signal.SIGINT, self._interrupted)
+        # Whoever started us may be killed without a word, as make kills a recipe's shell.
+        _dieWithParent()
         # What a command leaves in the background comes to us when its parent has gone.
         _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         return self
@@ -81,7 +84,7 @@ class Demo:
         traceback: TracebackType | None,
     ) -> None:
         self._ending = True
-        for process in (self._command, self._daemon):
+        for process in (self._daemon, self._command):
             if process is not None and process.poll() is None:
                 process.terminate()
                 try:
