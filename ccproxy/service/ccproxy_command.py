@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import __version__
+from ..net.address import DEFAULT_SOCKET
 from .goflags import Flag, FlagError, HelpWanted, boolFlag, parseFlags, usage
-from .settings import DEFAULT_SOCKET, BadSetting, Settings
+from .settings import BadSetting, Settings
 
 #: A log level in this variable wins over C{-log}.
 LOG_LEVEL_VARIABLE = "CC_PROXY_LOG_LEVEL"

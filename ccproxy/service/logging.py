@@ -24,6 +24,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ..core.session import shortToken
 from .logwriter import LogWriter, descriptorWriter
 from .settings import Settings, canonicalLevel
 
@@ -62,11 +63,6 @@ _RANKS = {"debug": 0, "info": 1, "warn": 2, "error": 3}
 # stands before the token may be of the same alphabet.
 _TOKEN = re.compile(r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{43,}+=")
 _BARE = re.compile(r"[A-Za-z0-9._/@^+:,-]+")
-
-
-def shortToken(token: str) -> str:
-    """As much of a token as a log may show: its first 6 characters."""
-    return token[:6]
 
 
 @attrs.frozen
@@ -153,8 +149,7 @@ def _clean(value: object) -> str:
         text = str(value)
     except Exception:
         text = f"({type(value).__name__} without a text)"
-    # Keep the first 6 characters of the token's 44 in place.
-    text = _TOKEN.sub(lambda match: match[0][:-38], text)
+    text = _TOKEN.sub(lambda match: match[0][:-44] + shortToken(match[0][-44:]), text)
     if len(text) > LONGEST_VALUE:
         text = f"{text[:LONGEST_VALUE]} [{len(text) - LONGEST_VALUE} more characters]"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -14,13 +14,8 @@ import attrs
 
 from ..core.limits import Limits
 from ..errors import CCProxyError
+from ..net.address import DEFAULT_SOCKET, MAX_PATH
 from ..wire.codes import Dialect
-
-#: Where the historic proxy listened, and where runtimes look for it.
-DEFAULT_SOCKET = "/var/run/clear-containers/proxy.sock"
-
-#: The longest path that fits into C{sockaddr_un}, in bytes, with its closing NUL.
-LONGEST_SOCKET_PATH = 107
 
 LOG_FORMATS = ("text", "logfmt", "json")
 
@@ -110,9 +105,9 @@ def _level(name: str) -> str:
 
 def _checkSocketPath(path: str) -> None:
     length = len(os.fsencode(path))
-    if length > LONGEST_SOCKET_PATH:
+    if length > MAX_PATH:
         raise ValueError(
-            f"{path!r} has {length} bytes; the path of a socket has at most {LONGEST_SOCKET_PATH}"
+            f"{path!r} has {length} bytes; the path of a socket has at most {MAX_PATH}"
         )
     if "\0" in path:
         raise ValueError(f"{path!r} holds a NUL byte")

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from .. import __version__
+from ..net.address import DEFAULT_SOCKET
 from ..service import ccproxy_command
 from ..service.ccproxy_command import FLAGS, main, settingsFrom
 from ..service.goflags import Flag, FlagError, HelpWanted, boolFlag, parseFlags, usage
-from ..service.settings import DEFAULT_SOCKET, BadSetting, Settings
+from ..service.settings import BadSetting, Settings
 
 SOME = (Flag("name", "a name", default="nobody"), boolFlag("loud", "be loud"))
 
