@@ -16,8 +16,9 @@ from zope.interface import implementer
 from ..errors import BadPayload, LimitReached, RemoteProtocolError, RequestError
 from ..interfaces import IConnection, IStreamSink
 from ..wire.codes import Command, FrameType, Stream
-from ..wire.frames import Frame, encodeFrame, readFrame
+from ..wire.frames import HEADER, HEADER_WORDS, VERSION, Frame, encodeFrame, readFrame
 from ..wire.payloads import ErrorResponse, LogEntry, decode, encode
+from ..wire.translation import runLength
 from .clock import Wait, cancel
 from .outlet import Outlet
 from .requests import REQUESTS
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from .registry import Registry
     from .session import Session
     from .vm import VM
+
+#: How the header of a stdin frame begins, in front of the payload's length.
+_STDIN = HEADER.pack(VERSION, HEADER_WORDS, FrameType.STREAM, Stream.STDIN, 0)[:8]
 
 
 @attrs.define(eq=False)
@@ -122,15 +126,40 @@ class Client:
                     self._paused = True
                     self._connection.pauseReading()
                     break
-                frame = readFrame(data, offset, limit)
-                if frame is None:
-                    break
-                offset += frame.size
-                self._dispatch(frame)
+                used = self._stdin(data, offset)
+                if not used:
+                    frame = readFrame(data, offset, limit)
+                    if frame is None:
+                        break
+                    used = frame.size
+                    self._dispatch(frame)
+                offset += used
         except RemoteProtocolError as error:
             self._breach(error)
         self.registry.flush()
         return offset if self.state is ClientState.OPEN else len(data)
+
+    def _stdin(self, data: memoryview, offset: int) -> int:
+        """
+        Take a run of stdin frames of one length, as far as the session has room: bulk input comes
+        so.
+
+        @return: how many bytes they were; 0 if something else stands there, or less than two.
+        """
+        session, second = self.session, offset + HEADER.size
+        if session is None or data[offset : offset + 8] != _STDIN:
+            return 0
+        size = HEADER.size + int.from_bytes(data[offset + 8 : second], "big")
+        end = len(data)
+        again = data[offset + size : second + size]
+        if data[offset:second] != again or not HEADER.size < size <= end - offset:
+            return 0
+        count = min(runLength(data, offset, end, size), 1 + session.stdinRoom // size)
+        stop = offset + count * size
+        session.takeInput(
+            b"".join([data[at + HEADER.size : at + size] for at in range(offset, stop, size)])
+        )
+        return stop - offset
 
     def _blocked(self) -> bool:
         """Whether the next frame has to wait."""

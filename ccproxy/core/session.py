@@ -84,6 +84,7 @@ class Session:
     dropped: int = 0
     stdin: deque[bytes] = attrs.field(factory=deque)
     stdinSize: int = 0
+    _stdinOffset: int = 0
     killed: bool = False
     _claimed: bool = False
     _acked: bool = False
@@ -127,9 +128,14 @@ class Session:
         return not self._dropping and self.buffered >= self.vm.registry.budget.share
 
     @property
+    def stdinRoom(self) -> int:
+        """How many more bytes of stdin can be kept for the process."""
+        return self.vm.registry.budget.share - self.stdinSize
+
+    @property
     def stdinFull(self) -> bool:
         """Whether no more stdin can be kept for the process."""
-        return self.stdinSize >= self.vm.registry.budget.share
+        return self.stdinRoom <= 0
 
     def _advance(self, input: SessionInput) -> None:
         self.state = advance(SESSION_TABLE, self.state, input)
@@ -470,10 +476,13 @@ class Session:
         """
         if not self.stdin:
             return None
-        data = self.stdin.popleft()
-        if len(data) > most:
-            self.stdin.appendleft(data[most:])
-            data = data[:most]
+        start = self._stdinOffset
+        data = self.stdin[0][start : start + most]
+        if start + len(data) < len(self.stdin[0]):
+            self._stdinOffset += len(data)
+        else:
+            self.stdin.popleft()
+            self._stdinOffset = 0
         self.stdinSize -= len(data)
         self.vm.registry.budget.used -= len(data)
         return data
@@ -487,7 +496,7 @@ class Session:
         self.vm.stdin.remove(self)
         self.vm.registry.budget.used -= self.stdinSize
         self.stdin.clear()
-        self.stdinSize = 0
+        self.stdinSize = self._stdinOffset = 0
         if self.shim is not None:
             self.shim.wake()
 

@@ -71,31 +71,24 @@ class StdinScheduler:
     def pump(self) -> None:
         """Send what the agent can bear now."""
         io = self._vm.io
-        if io is None or self._waiting or not self._flush():
+        if io is None or self._waiting:
             return
-        while self.turns:
-            self._rest = self._next()
-            drain = self._mustDrain(len(self._rest))
-            whole = self._flush()
-            if drain or io.unsent() + TURN > WINDOW:
+        while self._rest or self.turns:
+            write = self._rest or self._next()
+            if not write:
+                return
+            self._rest = write[io.send([write]) :]
+            if self._rest:
+                return
+            if self._mustDrain(len(write)) or io.unsent() + TURN > WINDOW:
                 self._waiting = True
                 io.notifyDrained()
-                return
-            if not whole:
                 return
 
     def _mustDrain(self, size: int) -> bool:
         """Whether the agent must have read a write of C{size} bytes before the next one."""
         dialect = self._vm.dialect
         return dialect is Dialect.UNKNOWN or (dialect is Dialect.CC and size < TURN)
-
-    def _flush(self) -> bool:
-        """Send what is left of the last write; tells whether all of it was taken."""
-        if self._rest:
-            io = self._vm.io
-            assert io is not None
-            self._rest = self._rest[io.send([self._rest]) :]
-        return not self._rest
 
     def _next(self) -> bytes:
         """
