@@ -111,7 +111,7 @@ class StartData:
         """
         if self._strangeKey is not None:
             raise RequestError(
-                f"hyperstart 0.x does not know process.{self._strangeKey}, and would read nothing"
+                f"hyperstart 0.x does not know process.{self._strangeKey[:64]}, and would read nothing"
                 " behind it; args must come before it"
             )
 
