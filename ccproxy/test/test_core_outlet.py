@@ -1,0 +1,161 @@
+"""
+What is on its way to a connection.
+"""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from ccproxy.core.flow import Budget
+from ccproxy.core.limits import Limits
+from ccproxy.core.outlet import MOST_BUFFERS, MOST_PER_SEND, Outlet
+from ccproxy.wire.codes import FrameType, Stream
+from ccproxy.wire.frames import FrameDecoder, encodeFrame, encodeStream
+
+from .memory import MemoryConnection
+
+
+class Wire:
+    """An outlet, its connection, and what should come of it."""
+
+    def __init__(self) -> None:
+        self.connection = MemoryConnection()
+        self.budget = Budget(Limits())
+        self.outlet = Outlet(self.connection, self.budget)
+
+    def keep(self, body: bytes) -> bytes:
+        """Push a frame of the session."""
+        frame = encodeStream(Stream.STDOUT, body)
+        self.budget.used += len(frame)
+        self.outlet.push(frame, kept=True)
+        return frame
+
+    def reply(self, body: bytes) -> bytes:
+        """Push a response."""
+        frame = encodeFrame(FrameType.RESPONSE, 3, body)
+        self.outlet.push(frame)
+        return frame
+
+    def span(self, bodies: list[bytes]) -> bytes:
+        """Send frames of the session from where they stand."""
+        frames = [encodeStream(Stream.STDERR, body) for body in bodies]
+        data = bytearray(b"".join(frames))
+        spans, at = [], 0
+        for frame in frames:
+            spans.append(memoryview(data)[at : at + len(frame)])
+            at += len(frame)
+        self.outlet.sendSpans(spans, len(data))
+        sent = bytes(data)
+        data[:] = bytes(len(data))
+        return sent
+
+    def read(self, room: int) -> None:
+        """The connection takes C{room} more bytes."""
+        self.connection.room = room
+        self.outlet.flush()
+
+
+ACTIONS = st.one_of(
+    st.tuples(st.just("keep"), st.binary(max_size=30)),
+    st.tuples(st.just("reply"), st.binary(max_size=30)),
+    st.tuples(st.just("span"), st.lists(st.binary(max_size=20), min_size=1, max_size=3)),
+    st.tuples(st.just("read"), st.integers(0, 60)),
+)
+
+
+class PropertyTests(SynchronousTestCase):
+    """Random frames, sent with random room."""
+
+    def play(self, actions: list[tuple[str, object]]) -> tuple[Wire, bytes, list[bytes]]:
+        """
+        Carry out C{actions}.
+
+        @return: all that was pushed, and the session's frames in it.
+        """
+        wire, pushed, kept = Wire(), b"", []
+        wire.connection.room = 0
+        for action, value in actions:
+            if action == "read":
+                assert isinstance(value, int)
+                wire.read(value)
+                continue
+            sent: bytes = getattr(wire, action)(value)
+            pushed += sent
+            if action != "reply":
+                decoder = FrameDecoder()
+                decoder.feed(sent)
+                while (frame := decoder.next()) is not None:
+                    kept.append(encodeFrame(frame.type, frame.opcode, frame.payload))
+        written = bytes(wire.connection.written)
+        self.assertEqual(written, pushed[: len(written)])
+        self.assertEqual(wire.outlet.size, len(pushed) - len(written))
+        self.assertEqual(wire.budget.used, wire.outlet.kept)
+        return wire, pushed, kept
+
+    @given(st.lists(ACTIONS, max_size=20))
+    def test_order(self, actions: list[tuple[str, object]]) -> None:
+        """P6: all that is pushed is written, in order, however little is taken at a time."""
+        wire, pushed, _ = self.play(actions)
+        wire.connection.room = None
+        wire.outlet.flush()
+        self.assertEqual(bytes(wire.connection.written), pushed)
+        self.assertEqual((wire.outlet.size, wire.outlet.kept, wire.budget.used), (0, 0, 0))
+
+    @given(st.lists(ACTIONS, max_size=20))
+    def test_takeBack(self, actions: list[tuple[str, object]]) -> None:
+        """P7: the session gets back just those of its frames that were not written whole."""
+        wire, pushed, kept = self.play(actions)
+        decoder = FrameDecoder()
+        decoder.feed(bytes(wire.connection.written))
+        whole = 0
+        while (frame := decoder.next()) is not None:
+            whole += frame.type is FrameType.STREAM
+        back = wire.outlet.takeBack()
+        self.assertEqual(b"".join(back), b"".join(kept[whole:]))
+        self.assertEqual(wire.budget.used, sum(map(len, back)))
+        self.assertEqual((wire.outlet.size, wire.outlet.kept), (0, 0))
+
+    @given(st.lists(ACTIONS, max_size=20))
+    def test_dropKept(self, actions: list[tuple[str, object]]) -> None:
+        """A frame begun is ended; the session's others are dropped, the responses are not."""
+        wire, pushed, _ = self.play(actions)
+        written = len(wire.connection.written)
+        expected, at = b"", 0
+        decoder = FrameDecoder()
+        decoder.feed(pushed)
+        while (frame := decoder.next()) is not None:
+            begun = at < written
+            if begun or frame.type is FrameType.RESPONSE:
+                expected += pushed[at : at + frame.size]
+            at += frame.size
+        wire.outlet.dropKept()
+        self.assertEqual((wire.outlet.kept, wire.budget.used), (0, 0))
+        self.assertEqual(wire.outlet.size, len(expected) - written)
+        wire.connection.room = None
+        wire.outlet.flush()
+        self.assertEqual(bytes(wire.connection.written), expected)
+        self.assertEqual(wire.outlet.size, 0)
+
+
+class SendTests(SynchronousTestCase):
+    """How much goes in one call."""
+
+    def test_bounded(self) -> None:
+        """No call has more than the system takes whole, in bytes or in buffers."""
+        wire = Wire()
+        sizes = []
+        send = wire.connection.send
+
+        def watch(data: list[bytes]) -> int:
+            sizes.append((sum(map(len, data)), len(data)))
+            return send(data)
+
+        wire.connection.send = watch  # type: ignore[method-assign,assignment]
+        expected = b"".join(wire.keep(b"x" * n) for n in (100_000, 20_000, 20_000))
+        expected += b"".join(wire.reply(b"") for _ in range(3 * MOST_BUFFERS))
+        wire.outlet.flush()
+        self.assertEqual(bytes(wire.connection.written), expected)
+        self.assertLessEqual(max(size for size, _ in sizes), MOST_PER_SEND)
+        self.assertLessEqual(max(count for _, count in sizes), MOST_BUFFERS)
