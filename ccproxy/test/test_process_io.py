@@ -128,11 +128,13 @@ class OutputTests(ProcessTestCase):
     def test_badMessage(self) -> None:
         """P2, P12: a message of an impossible length ends that VM, and that VM only."""
         other = self.process()
-        for length in (0, 11, (1 << 20) + 1, (1 << 32) - 1):
-            process = self.process()
+        lengths = (0, 11, (1 << 20) + 1, (1 << 32) - 1)
+        processes = [self.process() for _ in lengths]
+        for process, length in zip(processes, lengths, strict=True):
             process.say(b"last")
             header = (3).to_bytes(8, "big") + length.to_bytes(4, "big")
             process.vm.agent.io.write(header)
+        for process in processes:
             self.assertOutput(process.shim, b"last", b"", 255)
             process.vm.agent.waitDisconnected(process.vm.agent.control)
         self.assertSays(other)

@@ -4,11 +4,12 @@ The configured limits on the real daemon: P2, P5 and P9.
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import time
 
 from ccproxy.test.processes import ProcessTestCase, startData
-from ccproxy.testing.client import BlockingClient, failure, hyperPayload, registration
+from ccproxy.testing.client import BlockingClient, commandFrame, failure, hyperPayload, registration
 from ccproxy.testing.daemon import eventually
 from ccproxy.wire.codes import Command, ControlCode, FrameType, Stream
 from ccproxy.wire.frames import HEADER
@@ -162,6 +163,20 @@ class LimitTests(ProcessTestCase):
         for _ in range(30):
             failure(client.response(Command.ATTACH_VM))
 
+    def test_deafClient(self) -> None:
+        """P9: a client that sends and never reads is not read on, and costs little."""
+        memory = self.daemon.memory()
+        vm, deaf = self.vm(), self.client()
+        deaf.socket.setblocking(False)
+        command = commandFrame(Command.ATTACH_VM, {"containerId": "x" * 1000})
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while sent < 64 << 20:
+                sent += deaf.socket.send(command)
+        self.assertLess(sent, 16 << 20)
+        vm.usable()
+        self.assertLess(self.daemon.memory() - memory, 8 << 20)
+
     def test_absentShim(self) -> None:
         """P9: a full session without a shim drops its output after a while, keeps its status."""
         vm = self.vm(2)
@@ -215,7 +230,7 @@ class DescriptorTests(ProcessTestCase):
             while not client.frames and not client.closed:
                 self.assertTrue(client.read(), "neither served nor turned away")
         self.client().probe()
-        self.waitLog("descriptor")
+        self.waitLog("open files")
 
     def test_noneForAVM(self) -> None:
         """P5, P13: a registration that finds no descriptors fails and leaves nothing."""

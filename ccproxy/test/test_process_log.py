@@ -58,20 +58,22 @@ class EntriesTests(ProcessTestCase):
             self.waitLog(text)
 
     def test_invalid(self) -> None:
-        """P4: what is no entry is counted and reported once; its sender stays."""
+        """P4: what is no entry is reported, the same wrong once; its sender stays."""
         client = self.client()
         payloads: list[object] = [
             entry("x", source="proxy"), entry("x", source="qemu"), entry(""), entry(5),
             entry("x", level="fatal"), entry("x", level="panic"), [], None,
             b"nonsense", b"\xff\xfe", b"[" * 100_000,
         ]  # fmt: skip
-        for payload in payloads:
+        for payload in payloads * 20:
             client.log(payload)
         client.probe()
         client.log(entry("a-good-one-at-last"))
         self.waitLog("a-good-one-at-last")
         reports = [line for line in self.newLog().splitlines() if "malformed log" in line]
-        self.assertEqual(len(reports), 1, reports)
+        self.assertGreater(len(reports), 0)
+        self.assertLess(len(reports), len(payloads))
+        self.assertEqual(len({line.partition("malformed")[2] for line in reports}), len(reports))
 
     def test_forging(self) -> None:
         """P18: no entry makes a line of its own choice, by whatever line break or escape."""

@@ -374,7 +374,38 @@ class UnregisterTests(ProcessTestCase):
 
 
 class ManyTests(ProcessTestCase):
-    """P13: nothing remains."""
+    """P10, P13: many at once, and many one after another."""
+
+    def test_sameId(self) -> None:
+        """P10: of many that register one id at once, exactly one succeeds; its agent serves all."""
+        name = self.unique()
+        agents = [self.agent() for _ in range(20)]
+        clients = [self.client() for _ in agents]
+        for client, agent in zip(clients, agents, strict=True):
+            client.command(Command.REGISTER_VM, registration(name, agent))
+        errors = [client.response(Command.REGISTER_VM).error for client in clients]
+        self.assertEqual(errors.count(False), 1)
+        winner = errors.index(False)
+        for client in clients:
+            client.attachVM(name)
+            client.hyper("ping")
+        self.assertEqual(len(agents[winner].commands()), 20)
+
+    def test_manyVMs(self) -> None:
+        """P10: 60 VMs that register at once, each late in its own way, all get their own agent."""
+        agents = [self.agent(readyDelay=0.1 + n % 7 / 50) for n in range(60)]
+        names = [self.unique() for _ in agents]
+        clients = [self.client() for _ in agents]
+        for client, agent, name in zip(clients, agents, names, strict=True):
+            client.command(Command.REGISTER_VM, registration(name, agent, 1))
+        for client in clients:
+            success(client.response(Command.REGISTER_VM))
+        for nth, client in enumerate(clients):
+            client.command(Command.HYPER, {"hyperName": "startpod", "data": nth})
+        for client in clients:
+            success(client.response(Command.HYPER))
+        for nth, agent in enumerate(agents):
+            self.assertEqual([m.body for m in agent.commands()], [b"%d" % nth])
 
     def test_thousand(self) -> None:
         """P13: 1,000 registrations, every other one failing, leave no descriptor or memory."""
