@@ -7,6 +7,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable
 from types import FrameType
+from typing import Any
 
 #: A fault of our own repeats for ever if a Python function catches it; SIGCHLD and SIGPIPE are
 #: about our own children and pipes; a terminal that is read or written from the background stops
@@ -57,16 +58,19 @@ class Catching:
         """
         self._numbers = numbers
         self._caught = caught
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Catching:
         for number in self._numbers:
-            self._before[number] = signal.signal(number, self._handle)
+            before = signal.signal(number, self._handle)
+            if before is not None:
+                # What is not Python's, such as faulthandler's, can't be put back.
+                self._before[number] = before
         return self
 
     def __exit__(self, *unused: object) -> None:
         for number, before in self._before.items():
-            signal.signal(number, before)  # type: ignore[arg-type]
+            signal.signal(number, before)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._caught(number)
