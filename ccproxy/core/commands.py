@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..errors import AgentError, RequestError
-from ..wire.codes import HYPERSTART1_API, ControlCode, Dialect
+from ..wire.codes import HYPERSTART1_API, ControlCode, Dialect, hyperCode
 from ..wire.payloads import SIGWINCH, Signal
 
 if TYPE_CHECKING:
@@ -85,19 +85,19 @@ class SlotCommand(ControlCommand):
 class HyperCommand(SlotCommand):
     """A Hyper payload that is forwarded as it came."""
 
-    __slots__ = ("_body", "_code", "_vm")
+    __slots__ = ("_body", "_vm")
 
-    def __init__(self, name: str, slot: Slot, vm: VM, code: ControlCode, body: bytes) -> None:
+    def __init__(self, name: str, slot: Slot, vm: VM, body: bytes) -> None:
         super().__init__(name, slot)
         self._vm = vm
-        self._code = code
         self._body = body
 
     def message(self, dialect: Dialect) -> tuple[ControlCode, bytes]:
-        return self._code, self._body
+        # What the agent lacks may have come to light since the command came.
+        return hyperCode(self.name, dialect), self._body
 
     def acked(self, body: bytes) -> None:
-        if self._code == ControlCode.VERSION:
+        if self.name == "version":
             self._vm.learnVersion(body)
         super().acked(body)
 
@@ -161,6 +161,7 @@ class SignalCommand(SlotCommand):
         self._signal = signal
 
     def message(self, dialect: Dialect) -> tuple[ControlCode, bytes]:
+        self._session.checkAlive()
         code, data = signalMessage(self._session, self._signal, dialect)
         return code, msgspec.json.encode(data)
 

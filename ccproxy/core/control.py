@@ -36,19 +36,18 @@ class ControlQueue:
 
     @ivar waiting: those that were not sent, in the order in which they will be.
     @ivar inFlight: the one that the agent has not answered.
-    @ivar answers: how many commands sent after READY the agent has answered.
     """
 
-    __slots__ = ("_asked", "_reported", "_vm", "_wait", "answers", "inFlight", "waiting")
+    __slots__ = ("_asked", "_reported", "_vm", "_wait", "_waitUntil", "inFlight", "waiting")
 
     def __init__(self, vm: VM) -> None:
         self._vm = vm
         self._wait: Wait | None = None
+        self._waitUntil = 0.0
         self._asked = False
         self._reported: ControlCommand | None = None
         self.waiting: deque[ControlCommand] = deque()
         self.inFlight: ControlCommand | None = None
-        self.answers = 0
 
     # -- commands
 
@@ -73,13 +72,16 @@ class ControlQueue:
         self._arm()
 
     def _place(self, client: Client | None) -> int:
-        """Where an urgent command of C{client} goes."""
-        place = len(self.waiting)
-        while place:
-            before = self.waiting[place - 1]
-            if before.urgent or (client is not None and before.client is client):
-                break
+        """
+        Where an urgent command of C{client} goes: behind the last one of its own, and behind the
+        urgent ones that follow that.
+        """
+        waiting = self.waiting
+        place = len(waiting)
+        while place and (client is None or waiting[place - 1].client is not client):
             place -= 1
+        while place < len(waiting) and waiting[place].urgent:
+            place += 1
         return place
 
     def withdraw(self, command: ControlCommand) -> bool:
@@ -114,6 +116,7 @@ class ControlQueue:
             command.sentAt = vm.registry.wallClock()
             self.inFlight = command
             vm.sendControl(encodeControl(code, body))
+            self._arm()
 
     # -- what the agent says
 
@@ -133,8 +136,8 @@ class ControlQueue:
             return
         if vm.awaitsReady(number, body):
             return
-        command, self.inFlight = self.inFlight, None
-        if command is None:
+        command = self.inFlight
+        if command is None or number not in (ControlCode.ACK, ControlCode.ERROR):
             vm.log.warn(
                 "dropped a message of code {code} that answers no command",
                 event="stray-answer",
@@ -142,6 +145,7 @@ class ControlQueue:
                 **vm.fields,
             )
             return
+        self.inFlight = None
         self._answer(command, number, body)
         self.pump()
 
@@ -159,12 +163,8 @@ class ControlQueue:
             )
         if number == ControlCode.ACK:
             command.acked(body)
-        elif number == ControlCode.ERROR:
-            command.refused(AgentError(body.rstrip(b"\0").decode("utf-8", "replace")))
         else:
-            command.refused(
-                RequestError(f"the agent answered {command.name} with a message of code {number}")
-            )
+            command.refused(AgentError(body.rstrip(b"\0").decode("utf-8", "replace")))
 
     # -- ends
 
@@ -190,12 +190,13 @@ class ControlQueue:
 
     def _arm(self) -> None:
         """Have L{_check} called when the first of all deadlines and reports is due."""
-        if self._wait is not None:
+        due = min((when for command in self._all() for when in self._times(command)), default=None)
+        if due is None or (self._wait is not None and self._waitUntil <= due):
             return
-        due = [when for command in self._all() for when in self._times(command)]
-        if due:
-            now = self._vm.registry.clock.seconds()
-            self._wait = self._vm.registry.later(max(0.0, min(due) - now), self._check)
+        cancel(self._wait)
+        self._waitUntil = due
+        now = self._vm.registry.clock.seconds()
+        self._wait = self._vm.registry.later(max(0.0, due - now), self._check)
 
     def _all(self) -> list[ControlCommand]:
         return [*([self.inFlight] if self.inFlight else ()), *self.waiting]

@@ -79,7 +79,7 @@ def hyper(client: Client, slot: Slot, payload: bytes) -> None:
         raise VMGone(f"{vm.containerId}: VM is lost; unregister or replace it")
     if code not in _STARTS:
         body = bytes(request.data) if isinstance(request.data, Raw) else b""
-        vm.commands.add(HyperCommand(request.hyperName, slot, vm, code, body))
+        vm.commands.add(HyperCommand(request.hyperName, slot, vm, body))
         return
     session = None
     if tokens:

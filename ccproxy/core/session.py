@@ -393,6 +393,7 @@ class Session:
 
         @raise RequestError: it cannot reach the process.
         """
+        self.checkAlive()
         if self.state is SessionState.CREATED:
             if signal.signalNumber in (SIGKILL, SIGTERM):
                 self._killed()
@@ -401,10 +402,15 @@ class Session:
                 self._hold(slot, signal)
         elif self.state is SessionState.STARTING:
             self._hold(slot, signal)
-        elif self.state is SessionState.RUNNING:
+        else:
             signalMessage(self, signal, self.vm.dialect)
             self.vm.commands.add(SignalCommand(slot, self, signal))
-        else:
+
+    def checkAlive(self) -> None:
+        """
+        @raise RequestError: the process has ended.
+        """
+        if self.state in (SessionState.EXITED, SessionState.ENDED):
             raise RequestError("process has exited")
 
     def _signal(self, slot: Slot, signal: Signal) -> None:
