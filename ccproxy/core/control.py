@@ -127,17 +127,15 @@ class ControlQueue:
             vm.learn(Dialect.HYPERSTART)
             return
         if number in _EVENT_CODES:
-            event = readEvent(body)
-            if event is not None:
-                vm.processEvent(event)
-                return
+            vm.processEvent(readEvent(body))
+            return
         if number == ControlCode.POD_FINISHED:
             vm.log.info("all containers of the pod have ended", event="pod-finished", **vm.fields)
             return
         if vm.awaitsReady(number, body):
             return
-        command = self.inFlight
-        if command is None or number not in (ControlCode.ACK, ControlCode.ERROR):
+        command, self.inFlight = self.inFlight, None
+        if command is None:
             vm.log.warn(
                 "dropped a message of code {code} that answers no command",
                 event="stray-answer",
@@ -145,7 +143,6 @@ class ControlQueue:
                 **vm.fields,
             )
             return
-        self.inFlight = None
         self._answer(command, number, body)
         self.pump()
 
@@ -163,8 +160,12 @@ class ControlQueue:
             )
         if number == ControlCode.ACK:
             command.acked(body)
-        else:
+        elif number == ControlCode.ERROR:
             command.refused(AgentError(body.rstrip(b"\0").decode("utf-8", "replace")))
+        else:
+            command.refused(
+                RequestError(f"the agent answered {command.name} with a message of code {number}")
+            )
 
     # -- ends
 

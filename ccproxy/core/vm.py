@@ -332,9 +332,10 @@ class VM:
         if self._processes.get(key) is session:
             del self._processes[key]
 
-    def processEvent(self, event: AsyncEvent) -> None:
-        """hyperstart 1.x tells that a process has ended."""
-        if self.dialect.isHyperstart:
+    def processEvent(self, event: AsyncEvent | None) -> None:
+        """hyperstart 1.x tells that a process has ended, unless what it tells is unreadable."""
+        event = event or AsyncEvent("")
+        if event.event and self.dialect.isHyperstart:
             self.learn(Dialect.HYPERSTART1)
         session = self._processes.get((event.container, event.process))
         if session is None and event.process in ("init", "(null)"):

@@ -69,20 +69,17 @@ class AnswerTests(SynchronousTestCase):
             )
 
     def test_messagesThatAnswerNothing(self) -> None:
-        """P19: NEXT, READY, code 13, events and unknown codes are nobody's answer."""
+        """P19: NEXT, code 13 and events, readable or not, are nobody's answer."""
         event = msgspec.json.encode(
             {"container": "x", "process": "y", "event": "finished", "status": 1}
         )
         strays = [
             (ControlCode.NEXT, b"\0\0\0\x08"),
-            (ControlCode.READY, b""),
             (ControlCode.POD_FINISHED, b"\0\0\0\x01"),
             (ControlCode.PROCESS_ASYNC_EVENT, event),
             (ControlCode.SIGNALPROCESS, event),
             (ControlCode.PROCESS_ASYNC_EVENT, b"no event"),
             (ControlCode.PROCESS_ASYNC_EVENT, b'{"event": 5}'),
-            (ControlCode.STARTPOD, b""),
-            (77, b""),
         ]
         for code, body in strays:
             self.agent.say(code, body)
@@ -97,6 +94,16 @@ class AnswerTests(SynchronousTestCase):
         self.assertEqual(self.runtime.frames(), [])
         self.agent.ack(b"again")
         self.assertEqual(self.runtime.frame().payload, b"again")
+
+    def test_neitherAckNorError(self) -> None:
+        """A message of any other code is taken for an answer, and is an error."""
+        for code in (ControlCode.READY, ControlCode.STARTPOD, 77):
+            self.runtime.hyper("ping")
+            self.agent.say(code)
+            self.assertIn(f"with a message of code {code}", errorText(self.runtime.frame()))
+        self.runtime.hyper("ping")
+        self.agent.ack(b"pong")
+        self.assertEqual(self.runtime.frame().payload, b"pong")
 
     def test_anySize(self) -> None:
         """Messages both ways may be longer than the historic limit of 10240 bytes."""
