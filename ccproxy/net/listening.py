@@ -134,7 +134,7 @@ class UNIXListener:
                 self._connect(connection)
             except Exception:
                 connection.close()
-                self._log.failure("a connection could not be served")
+                self._log.failure("a connection could not be served", event="connection-failed")
 
     def _connect(self, connection: socket.socket) -> None:
         protocol = self._factory.buildProtocol(UNIXAddress(None))
@@ -149,6 +149,7 @@ class UNIXListener:
             self._starved = True
             self._log.error(
                 "clients are turned away: {error}; raise the limit of open files (LimitNOFILE=)",
+                event="clients-turned-away",
                 error=error.strerror,
             )
         if self._reserve is not None:

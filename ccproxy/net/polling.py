@@ -152,7 +152,9 @@ class Poller:
     def failed(self, transport: StreamTransport) -> None:
         """A protocol has raised an exception: that costs it its connection, and nobody else."""
         reason = Failure()
-        self._log.failure("connection of {peer} closed", reason, peer=transport.peer)
+        self._log.failure(
+            "connection of {peer} closed", reason, event="connection-failed", peer=transport.peer
+        )
         transport.fail(reason)
 
     def _continueSoon(self) -> None:

@@ -126,14 +126,17 @@ class PollerTests(SocketCase):
 
         first = self.connected(replaceOther)
         second = self.connected(replaceOther)
+        first[2].send(b"first")
+        second[2].send(b"second")
+        highest = second[2].fileno()
+        first[2].close()
+        second[2].close()
         # All lower descriptors are taken, so that the next one is the one closed.
         while True:
             filler = socket.socket()
             self.addCleanup(filler.close)
-            if filler.fileno() > second[2].fileno():
+            if filler.fileno() > highest:
                 break
-        first[2].send(b"first")
-        second[2].send(b"second")
         self.turn()
         self.assertEqual(len(made), 1)
         self.assertEqual(made[0][0].calls, [])

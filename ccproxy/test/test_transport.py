@@ -274,6 +274,15 @@ class PausingTests(SocketCase):
         self.assertEqual(sink.data, b"xyz")
         self.assertEqual(len(sink.calls), 3)
 
+    def test_resumedOnly(self) -> None:
+        """Resuming what was not paused does nothing."""
+        sink, connection, peer = self.connected(nothing)
+        peer.send(b"x")
+        self.turn()
+        connection.resumeReading()
+        self.turn()
+        self.assertEqual(len(sink.calls), 1)
+
     def test_storm(self) -> None:
         """Any number of pauses and resumptions loses and repeats nothing."""
         sink, connection, peer = self.connected(wholeUnits)
@@ -302,6 +311,9 @@ class PausingTests(SocketCase):
         self.turn(3)
         self.assertEqual(sink.calls, ["peerGone"])
         self.assertTrue(connection.hungUp())
+        connection.notifyDrained()
+        self.turn()
+        self.assertEqual(sink.calls, ["peerGone", "drained"])
         connection.resumeReading()
         self.turn()
         self.assertEqual((sink.data, sink.calls[-1]), (b"last", "ended"))
@@ -364,10 +376,10 @@ class PausingTests(SocketCase):
         """Reading from one while another is reading mixes nothing up."""
         other, otherConnection, otherPeer = self.connected()
         otherPeer.send(b"other")
+        scratch = self.poller.scratch
 
         def use(data: memoryview) -> int:
             otherConnection.readNow()
-            connection.readNow()
             return len(data)
 
         sink, connection, peer = self.connected(use)
@@ -380,6 +392,22 @@ class PausingTests(SocketCase):
         peer.send(b"again")
         connection.happened(select.EPOLLIN)
         self.assertEqual((sink.data, other.data), (b"firstagain", b"other"))
+        self.assertIs(self.poller.scratch, scratch)
+
+    def test_readNowWithin(self) -> None:
+        """A sink that is receiving cannot be made to receive."""
+        sink, connection, peer = self.connected()
+
+        def use(data: memoryview) -> int:
+            if not sink.data:
+                peer.send(b"second")
+                connection.readNow()
+            return len(data)
+
+        sink.use = use
+        peer.send(b"first ")
+        self.turn(2)
+        self.assertEqual((sink.data, len(sink.calls)), (b"first second", 2))
 
     def test_readNowFails(self) -> None:
         """An error of the protocol costs it its own connection, and not the caller's."""
