@@ -15,7 +15,8 @@ from zope.interface import implementer
 from ..core.clock import Clock, Wait, cancel
 from ..interfaces import IConnection, IStreamSink
 from ..wire.decoder import Buffer
-from .transport import IBufferedProtocol, StreamTransport, hungUp
+from .buffered import IBufferedProtocol
+from .transport import StreamTransport, hungUp
 
 #: Seconds between two looks whether the peer of a connection that is not read has hung up.
 HANGUP_INTERVAL = 1.0

@@ -21,8 +21,9 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from .buffered import IBufferedProtocol
 from .polling import Poller
-from .transport import IBufferedProtocol, StreamTransport
+from .transport import StreamTransport
 
 
 def attach(poller: Poller, socket: socket.socket, peer: str, protocol: IProtocol) -> None:

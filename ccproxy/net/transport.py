@@ -28,16 +28,16 @@ from contextlib import suppress
 from fcntl import ioctl
 from select import EPOLLOUT, EPOLLRDHUP
 from termios import TIOCOUTQ
-from typing import Any
 
 import attrs
 from twisted.internet.error import ConnectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import Interface, implementer
+from zope.interface import implementer
 
 from ..interfaces import IConnection
 from ..wire.decoder import Buffer
+from .buffered import IBufferedProtocol
 from .polling import HANGUP, READ_SIZE, Poller
 
 #: The most that is written in one call, in bytes: AF_UNIX takes as much whole or not at all.
@@ -54,47 +54,6 @@ _LEAST_COUNTED = 256
 _counted = array("i", [0])
 
 _log = Logger()
-
-
-class IBufferedProtocol(Interface):
-    """
-    A protocol that reads from the transport's own buffer and uses as much as it can.
-    """
-
-    def makeConnection(transport: Any) -> None:
-        """
-        The connection begins.
-
-        @param transport: a L{StreamTransport}.
-        """
-
-    def bufferReceived(data: memoryview) -> int:
-        """
-        Bytes have come; they begin where the last call stopped. The view can be written to.
-
-        @param data: valid during the call only.
-        @return: how many bytes were used. The rest is offered again when more has come, or after
-            C{resumeReading} if reading has been paused meanwhile.
-        """
-
-    def writable() -> None:
-        """There is room again, after a short C{send}."""
-
-    def drained() -> None:
-        """The peer has read all: the answer to C{notifyDrained}."""
-
-    def peerGone() -> None:
-        """The peer has hung up while reading is paused."""
-
-    def readConnectionLost() -> None:
-        """Nothing more will come. The protocol closes the connection when it wants."""
-
-    def connectionLost(reason: Failure) -> None:
-        """
-        The connection is closed: by the protocol, or because it could not go on.
-
-        @param reason: why.
-        """
 
 
 class _Life(enum.Enum):

@@ -20,7 +20,7 @@ from zope.interface.verify import verifyClass, verifyObject
 
 from ..interfaces import IConnection
 from ..net.adapter import HANGUP_INTERVAL, SinkProtocol, TwistedConnection
-from ..net.transport import IBufferedProtocol
+from ..net.buffered import IBufferedProtocol
 from .sockets import RecordingProtocol, RecordingSink
 
 

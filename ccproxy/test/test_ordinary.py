@@ -21,8 +21,8 @@ from twisted.protocols.basic import FileSender, LineReceiver
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from ..net.buffered import IBufferedProtocol
 from ..net.ordinary import OrdinaryTransport, attach
-from ..net.transport import IBufferedProtocol
 from .sockets import SocketCase
 
 

@@ -16,9 +16,10 @@ from zope.interface.verify import verifyClass, verifyObject
 
 from ..interfaces import IConnection, IStreamSink
 from ..net.adapter import SinkProtocol
+from ..net.buffered import IBufferedProtocol
 from ..net.ordinary import attach
 from ..net.polling import READ_SIZE
-from ..net.transport import MOST_IN_FRONT, MOST_PER_CALL, IBufferedProtocol
+from ..net.transport import MOST_IN_FRONT, MOST_PER_CALL
 from .sockets import RecordingProtocol, SocketCase
 
 LENGTH = struct.Struct(">I")
