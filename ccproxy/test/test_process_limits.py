@@ -9,7 +9,14 @@ import resource
 import time
 
 from ccproxy.test.processes import ProcessTestCase, startData
-from ccproxy.testing.client import BlockingClient, commandFrame, failure, hyperPayload, registration
+from ccproxy.testing.client import (
+    BlockingClient,
+    commandFrame,
+    failure,
+    hyperPayload,
+    registration,
+    success,
+)
 from ccproxy.testing.daemon import eventually
 from ccproxy.wire.codes import Command, ControlCode, FrameType, Stream
 from ccproxy.wire.frames import HEADER
@@ -151,17 +158,21 @@ class LimitTests(ProcessTestCase):
 
     def test_unanswered(self) -> None:
         """P9: a client with too many unanswered commands is not read until some are answered."""
-        vm = self.vm()
+        vm, other = self.vm(), self.vm()
         vm.agent.answers[ControlCode.PING] = None
         client = vm.attach()
         client.command(Command.HYPER, hyperPayload("ping"))
         for _ in range(30):
             client.command(Command.ATTACH_VM, {"containerId": "none-such"})
+        client.command(Command.UNREGISTER_VM, {"containerId": other.id})
         vm.agent.command(ControlCode.PING)
+        time.sleep(0.1)
+        other.attach()
         vm.agent.sendControl(ControlCode.ACK)
         self.assertFalse(client.response(Command.HYPER).error)
         for _ in range(30):
             failure(client.response(Command.ATTACH_VM))
+        success(client.response(Command.UNREGISTER_VM))
 
     def test_deafClient(self) -> None:
         """P9: a client that sends and never reads is not read on, and costs little."""
