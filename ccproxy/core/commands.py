@@ -142,7 +142,7 @@ class StartCommand(SlotCommand):
     def refused(self, error: RequestError) -> None:
         super().refused(error)
         if self.session is not None:
-            self.session.notStarted(self)
+            self.session.notStarted(self, error)
 
     def timedOut(self, error: RequestError) -> None:
         self.slot.fail(error)
@@ -178,8 +178,8 @@ def signalMessage(
     @raise RequestError: the agent has none that reaches this process.
     """
     first = session.kind is ControlCode.NEWCONTAINER
-    ofProcess = {"container": session.container, "process": session.process or "init"}
-    if dialect is Dialect.HYPERSTART1 and not first and session.process is None:
+    ofProcess = {"container": session.container, "process": session.process}
+    if dialect is Dialect.HYPERSTART1 and session.process is None:
         raise RequestError("process has no id")
     if signal.signalNumber == SIGWINCH:
         size = {"row": signal.rows, "column": signal.columns}

@@ -16,7 +16,7 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ..errors import AgentError, DeadlineExceeded, LimitReached, RequestError
+from ..errors import AgentError, DeadlineExceeded, LimitReached, RequestError, VMGone
 from ..wire.codes import ControlCode, Dialect
 from ..wire.messages import encodeControl, readEvent
 from .clock import Wait, cancel
@@ -55,8 +55,10 @@ class ControlQueue:
         """
         Queue a command, and send it if nothing is in flight.
 
-        @raise LimitReached: too many wait already.
+        @raise RequestError: it could not be sent, or too many wait already.
         """
+        if self._vm.control is None:
+            raise VMGone(f"{self._vm.containerId}: VM is lost: it has no control channel")
         limits = self._vm.registry.limits
         if len(self.waiting) >= limits.maxCommands:
             raise LimitReached(

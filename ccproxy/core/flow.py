@@ -59,13 +59,21 @@ class Flow:
     @ivar since: since when it does, in seconds of the clock.
     """
 
-    __slots__ = ("_vm", "_wait", "blocker", "since")
+    __slots__ = ("_readSince", "_vm", "_wait", "blocker", "since")
 
     def __init__(self, vm: VM) -> None:
         self._vm = vm
         self._wait: Wait | None = None
         self.blocker: Session | None = None
         self.since = 0.0
+        self._readSince = 0.0
+
+    @property
+    def readFor(self) -> float:
+        """For how many seconds the channel has been read without a pause."""
+        if self.blocker is not None:
+            return 0.0
+        return self._vm.registry.clock.seconds() - self._readSince
 
     def block(self, session: Session) -> None:
         """C{session} is full: read the channel no further."""
@@ -106,6 +114,7 @@ class Flow:
             **vm.fields,
         )
         self.blocker = None
+        self._readSince = vm.registry.clock.seconds()
         if vm.io is not None:
             vm.io.resumeReading()
 

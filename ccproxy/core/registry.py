@@ -46,7 +46,7 @@ class Registry:
     @ivar agentDialect: the dialect of all agents, where it is configured.
     @ivar makeToken: makes a new token.
     @ivar vms: VMs by containerId, lost ones included, unregistered ones not.
-    @ivar leaving: unregistered VMs whose channels are open.
+    @ivar leaving: VMs that nobody knows any more and of whose channels one is still open.
     @ivar tokens: sessions by token.
     @ivar clients: all clients.
     @ivar budget: what all sessions hold together.
@@ -167,6 +167,11 @@ class Registry:
                 "malformed RegisterVM command: ctlSerial, ioSerial and console must be different"
                 " sockets"
             )
+        if (request.numIOStreams or 0) > self.limits.maxTokens:
+            raise LimitReached(
+                f"{request.containerId}: no more than {self.limits.maxTokens} I/O tokens; ask for"
+                " fewer, or raise --max-tokens"
+            )
         old = self.vms.get(request.containerId)
         checkFree(old, request.containerId)
         if old is not None:
@@ -195,13 +200,7 @@ class Registry:
         """The agent of C{vm} is READY: its client is told."""
         client = slot.client
         client.registering = None
-        try:
-            tokens = vm.tokens(vm.request.numIOStreams or 0)
-        except LimitReached as error:
-            slot.fail(error)
-            vm.unregister()
-            vm.replace()
-            return
+        tokens = vm.tokens(vm.request.numIOStreams or 0)
         self.attach(client, vm)
         slot.answer(encode(IOResponse.make(self.url, tokens)))
 
@@ -217,7 +216,7 @@ class Registry:
         """The name of C{vm} is free again."""
         if self.vms.get(vm.containerId) is vm:
             del self.vms[vm.containerId]
-        if vm.state is VMState.UNREGISTERED:
+        if vm.control is not None or vm.io is not None:
             self.leaving.add(vm)
 
     def channelsClosed(self, vm: VM) -> None:

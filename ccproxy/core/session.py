@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from ..errors import DeadlineExceeded, NotAShim, RegistryError, RequestError
-from ..wire.codes import ControlCode, Stream
+from ..errors import AgentError, DeadlineExceeded, NotAShim, RegistryError, RequestError
+from ..wire.codes import ControlCode, Dialect, Stream
 from ..wire.frames import encodeProcessExited, encodeStream
 from ..wire.messages import IO_HEADER
 from ..wire.payloads import Signal
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 SIGKILL = 9
 SIGTERM = 15
+#: What hyperstart calls a container's first process that has no id.
+FIRST_PROCESS = "init"
 #: The exit status of a process whose VM was lost before it ended.
 LOST_STATUS = 255
 
@@ -194,6 +196,8 @@ class Session:
 
         @raise RequestError: this hyperstart has a process of that name already.
         """
+        if process is None and kind is ControlCode.NEWCONTAINER:
+            process = FIRST_PROCESS
         self.vm.claimProcess(self, container, process)
         self.kind, self.container, self.process = kind, container, process
         self.terminal = terminal
@@ -211,24 +215,27 @@ class Session:
             client=start.slot.client.name if start else None,
             **self.fields,
         )
+        waiting = self._exitWait is not None and self._exitWait.active()
+        if self.status is not None and (self._sawEnd or not waiting):
+            self.exited(self.status)
         held, self._held = self._held, []
         for signal in held:
             cancel(signal.wait)
             self._signal(signal.slot, signal.signal)
         if self.stdin:
             self.vm.stdin.add(self)
-        if self.status is not None:
-            self.exited(self.status)
 
-    def notStarted(self, start: StartCommand) -> None:
+    def notStarted(self, start: StartCommand, error: RequestError) -> None:
         """The start was refused, or not even sent. Its token can be used for another try."""
         if self.start is start:
             self.start = None
+            self._failSignals(RequestError(f"the process was not started: {error}"))
         if self.state is SessionState.STARTING:
+            cancel(self._exitWait)
             self.vm.dropProcess(self)
             self.status, self._sawEnd = None, False
-            if self.shim is None:
-                self._forgetPending()
+            if isinstance(error, AgentError):
+                self._dropUndelivered()
             self._advance(SessionInput.REFUSE)
         elif self.state is SessionState.DETACHED:
             self._advance(SessionInput.REFUSE)
@@ -246,7 +253,7 @@ class Session:
                 if self.status is not None:
                     self.exited(self.status)
                 return
-            if self._sawEnd and len(body) == 1:
+            if self._sawEnd and len(body) == 1 and self.vm.dialect is not Dialect.HYPERSTART1:
                 self.exited(body[0])
                 return
             self._sawEnd = False
@@ -321,14 +328,18 @@ class Session:
         self.pending.clear()
         self.pendingSize = 0
 
-    def _forgetOutput(self) -> None:
-        """Drop all that was not delivered."""
+    def _dropUndelivered(self) -> None:
         if self.shim is not None:
             self.shim.outlet.dropKept()
-            self.shim.session = None
-            self.shim = None
         self._forgetPending()
         self.vm.flow.recheck(self)
+
+    def _forgetOutput(self) -> None:
+        """Drop all that was not delivered, and leave the shim."""
+        self._dropUndelivered()
+        if self.shim is not None:
+            self.shim.session = None
+            self.shim = None
 
     # -- exit
 
@@ -336,6 +347,8 @@ class Session:
         """
         hyperstart 1.x has told the exit status, perhaps before the last of the output.
         """
+        if self.status is not None:
+            return
         self.status = status
         if self._sawEnd:
             self.exited(status)
@@ -344,11 +357,11 @@ class Session:
             self._exitWait = registry.later(registry.limits.exitTimeout, self._outputOverdue)
 
     def _outputOverdue(self) -> None:
-        """The end of the output has not come, though there was time to read it."""
-        if self.vm.flow.blocker is not None:
-            self._exitWait = self.vm.registry.later(
-                self.vm.registry.limits.exitTimeout, self._outputOverdue
-            )
+        """The end of the output has not come, though there was time for it if it could be read."""
+        registry = self.vm.registry
+        missing = registry.limits.exitTimeout - self.vm.flow.readFor
+        if missing > 0:
+            self._exitWait = registry.later(missing, self._outputOverdue)
         elif self.status is not None:
             self.exited(self.status)
 
@@ -359,10 +372,10 @@ class Session:
         @param status: 0 to 255.
         """
         self.status = status & 0xFF
-        if self.state is SessionState.STARTING:
+        detached = self.state is SessionState.DETACHED
+        if self.state is SessionState.STARTING or (detached and not self._acked):
             return  # until the answer to the start has gone to its client
         cancel(self._exitWait)
-        detached = self.state is SessionState.DETACHED
         self._fail(RequestError("process has exited"))
         self._advance(SessionInput.EXIT)
         self.vm.log.info(
@@ -453,6 +466,9 @@ class Session:
         start, self.start = self.start, None
         if start is not None and self.state is SessionState.CREATED:
             self.vm.giveUp(start, error)
+        self._failSignals(error)
+
+    def _failSignals(self, error: RequestError) -> None:
         held, self._held = self._held, []
         for signal in held:
             cancel(signal.wait)
@@ -516,6 +532,7 @@ class Session:
         """
         if self._closeAfter:
             return
+        cancel(self._exitWait)
         self._fail(RequestError(f"VM {self.vm.containerId} is gone"))
         if self.state is SessionState.DETACHED or self.claimable:
             self._end()

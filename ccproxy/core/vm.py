@@ -27,7 +27,7 @@ from .commands import PingCommand, StartCommand, dialectOfVersion
 from .control import ControlQueue
 from .flow import Flow
 from .outlet import Outlet
-from .session import Session
+from .session import FIRST_PROCESS, Session
 from .states import VM_TABLE, SessionState, VMInput, VMState, advance
 from .stdin import StdinScheduler
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 #: The sequence numbers of the null session: docs/protocol, "Relocation".
 NULL_STDIO = 1
 FIRST_STDIO = 3
+#: What an event calls a process that has no id.
+NO_PROCESS_ID = "(null)"
 #: Where the numbers of a VM begin whose agent may still run processes of an earlier registration.
 LATE_STDIO = 1 << 32
 #: Seconds for which the other channel is read on after one has closed.
@@ -89,6 +91,7 @@ class VM:
         self._controlOut: Outlet | None = None
         self._nextStdio = FIRST_STDIO
         self._nullFree = True
+        self._readyMayCome = True
         self._notify = False
         self._waits: list[Wait] = []
 
@@ -147,11 +150,13 @@ class VM:
 
         @return: whether it was dealt with.
         """
+        if code == ControlCode.READY and self._readyMayCome:
+            self._readyMayCome = False
+            if self.state is VMState.WAITING:
+                self._ready()
+            return True
         if self.state is not VMState.WAITING:
             return False
-        if code == ControlCode.READY:
-            self._ready()
-            return True
         if self.commands.inFlight is not None:
             return False
         if code == ControlCode.ERROR:
@@ -258,8 +263,7 @@ class VM:
 
         @raise LimitReached: the VM has too many.
         """
-        for _ in range(len(self.sessions) + count - self.registry.limits.maxTokens):
-            self._recycleToken()
+        self._makeRoom(count)
         tokens = []
         for _ in range(count):
             token = self.registry.makeToken()
@@ -267,22 +271,30 @@ class VM:
             tokens.append(token)
         return tokens
 
-    def _recycleToken(self) -> None:
+    def _makeRoom(self, count: int) -> None:
         """
-        Free the oldest token that nobody wants.
+        Make room for C{count} more sessions; the oldest tokens that nobody wants may have to go.
 
-        @raise LimitReached: all are wanted, or too young to tell.
+        @raise LimitReached: too few of them are unwanted, and old enough to tell.
         """
         limits = self.registry.limits
-        unwanted = [session for session in self.sessions if session.claimable]
-        oldest = min(unwanted, key=lambda session: session.created, default=None)
-        now = self.registry.clock.seconds()
-        if oldest is None or oldest.created + limits.tokenTimeout > now:
+        excess = len(self.sessions) + count - limits.maxTokens
+        if excess <= 0:
+            return
+        youngest = self.registry.clock.seconds() - limits.tokenTimeout
+        unwanted = [
+            session
+            for session in self.sessions
+            if session.claimable and session.created <= youngest
+        ]
+        if len(unwanted) < excess:
             raise LimitReached(
                 f"{self.containerId}: no more than {limits.maxTokens} I/O tokens; end some of"
                 " its processes, or raise --max-tokens"
             )
-        oldest.vmGone(False)
+        unwanted.sort(key=lambda session: session.created)
+        for session in unwanted[:excess]:
+            session.vmGone(False)
 
     def detachedSession(self) -> Session:
         """
@@ -290,8 +302,7 @@ class VM:
 
         @raise LimitReached: the VM has too many.
         """
-        if len(self.sessions) >= self.registry.limits.maxTokens:
-            self._recycleToken()
+        self._makeRoom(1)
         if self._nullFree:
             self._nullFree = False
             session = Session(self, NULL_STDIO, self.registry.clock.seconds())
@@ -338,8 +349,10 @@ class VM:
         if event.event and self.dialect.isHyperstart:
             self.learn(Dialect.HYPERSTART1)
         session = self._processes.get((event.container, event.process))
-        if session is None and event.process in ("init", "(null)"):
-            session = self._processes.get((event.container, None))
+        if session is None and event.process == NO_PROCESS_ID:
+            session = self._processes.get((event.container, None)) or self._processes.get(
+                (event.container, FIRST_PROCESS)
+            )
         if session is None or event.event != "finished" or event.status is None:
             self.log.info(
                 "dropped the event {name} of a process that is none of ours",
@@ -416,7 +429,11 @@ class VM:
 
         @param client: who asked for it, if anybody did.
         """
-        lost = self.state is VMState.LOST
+        self._retire(client)
+        if self.registry.whenUnregistered is not None:
+            self.registry.whenUnregistered()
+
+    def _retire(self, client: Client | None = None) -> None:
         self._advance(VMInput.UNREGISTER)
         self.log.info(
             "VM unregistered",
@@ -428,10 +445,8 @@ class VM:
         for session in [session for session in self.sessions if session.claimable]:
             session.vmGone(False)
         self.registry.forget(self)
-        if lost:
-            self._close(VMGone(f"{self.containerId}: VM has been unregistered"))
-        if self.registry.whenUnregistered is not None:
-            self.registry.whenUnregistered()
+        if self.control is None and self.io is None:
+            self._cancelWaits()
 
     def _detachAll(self, error: RequestError) -> None:
         for client in self.clients:
@@ -521,11 +536,10 @@ class VM:
     def replace(self) -> None:
         """Another VM takes its sockets or its id: end all that is left of it."""
         if self.state is VMState.LOST:
-            self.unregister()
-        else:
-            if self.state is VMState.UNREGISTERED:
-                self._advance(VMInput.LOSE)
-            self._close(VMGone(f"{self.containerId}: VM was replaced"))
+            self._retire()
+        elif self.state is VMState.UNREGISTERED:
+            self._advance(VMInput.LOSE)
+        self._close(VMGone(f"{self.containerId}: VM was replaced"))
 
     def shutDown(self) -> None:
         """The proxy stops."""

@@ -179,9 +179,7 @@ class OrderTests(SynchronousTestCase):
             self.runtime.hyper("ping")
         self.shims[0].send(Command.SIGNAL, WINSIZE)
         self.shims[1].send(Command.SIGNAL, {"signalNumber": 2})
-        self.assertEqual(
-            self.sent(), ["ping", "winsize", "killcontainer", "ping", "ping"]
-        )
+        self.assertEqual(self.sent(), ["ping", "winsize", "killcontainer", "ping", "ping"])
 
     def test_sameClientKeepsOrder(self) -> None:
         """A signal stays behind its own client's commands, but before those behind them."""
@@ -363,7 +361,6 @@ class DeadlineTests(SynchronousTestCase):
         self.runtime.hyper("ping")
         self.agent.ack()
         self.runtime.hyper("ping")
-        self.runtime.call
         self.agent.ack()
         self.runtime.frames()
         self.runtime.call(Command.UNREGISTER_VM, {"containerId": "vm"})

@@ -106,7 +106,7 @@ class PropertyTests(SynchronousTestCase):
     @given(st.lists(ACTIONS, max_size=20))
     def test_takeBack(self, actions: list[tuple[str, object]]) -> None:
         """P7: the session gets back just those of its frames that were not written whole."""
-        wire, pushed, kept = self.play(actions)
+        wire, _pushed, kept = self.play(actions)
         decoder = FrameDecoder()
         decoder.feed(bytes(wire.connection.written))
         whole = 0

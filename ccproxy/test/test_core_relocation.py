@@ -110,7 +110,7 @@ class PropertyTests(SynchronousTestCase):
     def test_large(self) -> None:
         """A container with a large environment gets its numbers."""
         value = "x" * 100_000
-        text = '{"process":{"args":["a"],"envs":[{"env":"E","value":"%s"}]},"id":"c"}' % value
+        text = f'{{"process":{{"args":["a"],"envs":[{{"env":"E","value":"{value}"}}]}},"id":"c"}}'
         self.assertEqual(
             relocated(text.encode()).decode(),
             text.replace('{"args"', '{"stdio":7,"stderr":8,"args"'),
@@ -124,9 +124,7 @@ class NumberTests(SynchronousTestCase):
         """0 and null count as absent, and are replaced."""
         for value in (b"0", b"null"):
             data = b'{"process":{"stdio":%b,"args":["a"],"stderr":%b}}' % (value, value)
-            self.assertEqual(
-                relocated(data), b'{"process":{"stdio":7,"stderr":8,"args":["a"]}}'
-            )
+            self.assertEqual(relocated(data), b'{"process":{"stdio":7,"stderr":8,"args":["a"]}}')
 
     def test_filledIn(self) -> None:
         """Numbers that the client chose are refused, and named."""
@@ -138,9 +136,7 @@ class NumberTests(SynchronousTestCase):
     def test_terminal(self) -> None:
         """A process with a terminal has no stderr."""
         data = b'{"process":{"terminal":true,"stderr":0,"args":["a"]}}'
-        self.assertEqual(
-            relocated(data), b'{"process":{"stdio":7,"terminal":true,"args":["a"]}}'
-        )
+        self.assertEqual(relocated(data), b'{"process":{"stdio":7,"terminal":true,"args":["a"]}}')
 
     def test_id(self) -> None:
         """An id is put in first where it is absent, null or empty."""
@@ -156,9 +152,7 @@ class NumberTests(SynchronousTestCase):
     def test_escapedKeys(self) -> None:
         """A key may be written with escapes."""
         data = b'{"pro\\u0063ess":{"std\\u0069o":0,"args":["a"]}}'
-        self.assertEqual(
-            relocated(data), b'{"pro\\u0063ess":{"stdio":7,"stderr":8,"args":["a"]}}'
-        )
+        self.assertEqual(relocated(data), b'{"pro\\u0063ess":{"stdio":7,"stderr":8,"args":["a"]}}')
 
     def test_strangersNumbers(self) -> None:
         """Only the process's own numbers are written: not those inside other objects."""
