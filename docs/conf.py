@@ -1,19 +1,17 @@
 """
 Sphinx's configuration. The reference of the code is made by pydoctor within the same build.
-
-Every name of another project that a docstring links to is looked up by importing it, so a link
-cannot name what does not exist, and no network is needed.
 """
 
 from __future__ import annotations
 
 import builtins
-import inspect
-import pydoc
+import importlib
 import re
 import sys
 import zlib
 from pathlib import Path
+
+from zope.interface.interface import InterfaceClass
 
 import ccproxy
 
@@ -50,49 +48,65 @@ HOMES = {
 }
 
 
-def linkedNames() -> dict[str, set[str]]:
-    """The names outside of ccproxy that its docstrings link to, by project."""
-    found: dict[str, set[str]] = {project: set() for project in HOMES}
+def modules() -> set[str]:
+    """The modules of other projects that ccproxy imports from, or links to."""
+    found = {"builtins"}
     for path in (ROOT / "ccproxy").rglob("*.py"):
-        for name in re.findall(r"L\{(?:[^{}<>]*<)?([\w.]+)>?\}", path.read_text()):
-            first = "builtins" if hasattr(builtins, name) else name.partition(".")[0]
-            if first in HOMES:
-                found[first].add(name)
+        text = path.read_text()
+        for module, imported in re.findall(r"^ *from ([\w.]+) import \(?([\w, \n]+)", text, re.M):
+            found |= {module} | {f"{module}.{name}" for name in re.findall(r"\w+", imported)}
+        for name in re.findall(r"L\{(?:[^{}<>]*<)?([\w.]+)>?\}", text):
+            found |= {name, name.rpartition(".")[0]}
+    return {name for name in found if name.partition(".")[0] in HOMES and isModule(name)}
+
+
+def isModule(name: str) -> bool:
+    """Whether this is the name of a module, which is imported to know it."""
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+def locations(module: str) -> dict[str, str]:
+    """The names of a module and of its classes' members, with their pages below HOMES."""
+    if module == "builtins":
+        return {name: f"{builtinPage(getattr(builtins, name))}#{name}" for name in dir(builtins)}
+    found = {module: f"{module}.html"}
+    for name, thing in vars(importlib.import_module(module)).items():
+        full = f"{module}.{name}"
+        if isinstance(thing, (type, InterfaceClass)):
+            members = thing.names(all=True) if isinstance(thing, InterfaceClass) else dir(thing)
+            found |= {f"{full}.{member}": f"{full}.html#{member}" for member in members}
+            found[full] = f"{full}.html"
+        else:
+            found[full] = f"{module}.html#{name}"
     return found
 
 
-def location(name: str) -> str:
-    """The page of a name, below its project's home."""
-    thing = pydoc.locate(name)
-    if hasattr(builtins, name):
-        if inspect.isclass(thing) and issubclass(thing, BaseException):
-            return f"exceptions.html#{name}"
-        return f"{'stdtypes' if inspect.isclass(thing) else 'constants'}.html#{name}"
-    if thing is None:
-        raise LookupError(f"a docstring links to {name}, which does not exist")
-    owner, _, member = name.rpartition(".")
-    if inspect.ismodule(thing) or inspect.isclass(thing):
-        return f"{name}.html"
-    return f"{owner}.html#{member}"
-
-
-def inventory(names: set[str]) -> bytes:
-    """A Sphinx inventory of these names, which is how pydoctor learns where links lead."""
-    lines = "".join(f"{name} py:obj 1 {location(name)} -\n" for name in sorted(names))
-    header = "# Sphinx inventory version 2\n# Project: names\n# Version: 1\n# zlib\n"
-    return header.encode() + zlib.compress(lines.encode())
+def builtinPage(thing: object) -> str:
+    """The page of the library reference that has it."""
+    if not isinstance(thing, type):
+        return "functions.html" if callable(thing) else "constants.html"
+    return "exceptions.html" if issubclass(thing, BaseException) else "stdtypes.html"
 
 
 def inventories() -> list[str]:
-    """pydoctor's options for the links, whose files are written here."""
+    """
+    pydoctor's options for links to other projects: a Sphinx inventory for each of them, which is
+    written here, so that no network is needed.
+    """
     folder = BUILD / "inventories"
     folder.mkdir(parents=True, exist_ok=True)
-    options = []
-    for home, names in linkedNames().items():
-        path = folder / f"{home}.inv"
-        path.write_bytes(inventory(names))
-        options.append(f"--intersphinx-file={path}::{HOMES[home]}")
-    return options
+    header = "# Sphinx inventory version 2\n# Project: names\n# Version: 1\n# zlib\n"
+    known: dict[str, dict[str, str]] = {home: {} for home in HOMES}
+    for module in modules():
+        known[module.partition(".")[0]] |= locations(module)
+    for home, pages in known.items():
+        lines = "".join(f"{name} py:obj 1 {page} -\n" for name, page in sorted(pages.items()))
+        (folder / f"{home}.inv").write_bytes(header.encode() + zlib.compress(lines.encode()))
+    return [f"--intersphinx-file={folder}/{home}.inv::{url}" for home, url in HOMES.items()]
 
 
 generated.write(BUILD / "generated")

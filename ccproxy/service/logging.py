@@ -61,7 +61,8 @@ _RANKS = {"debug": 0, "info": 1, "warn": 2, "error": 3}
 
 # 32 bytes in URL-safe base64, with its padding. A longer run of its alphabet counts too: what
 # stands before the token may be of the same alphabet.
-_TOKEN = re.compile(r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{43,}+=")
+_TOKEN_PATTERN = r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{43,}+="
+_TOKEN = re.compile(_TOKEN_PATTERN)
 _BARE = re.compile(r"[A-Za-z0-9._/@^+:,-]+")
 
 
