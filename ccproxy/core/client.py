@@ -303,8 +303,8 @@ class Client:
         if self.wasShim or self._connection.hungUp():
             self.close()
         else:
-            self._giveUpWaits()
             self.finish()
+            self._giveUpWaits()
         self.registry.flush()
 
     def peerGone(self) -> None:
@@ -312,6 +312,8 @@ class Client:
             self.close()
         else:
             self._abandonRegistration()
+            self.outlet.peerGone()
+            self.wake()
         self.registry.flush()
 
     def finish(self) -> None:

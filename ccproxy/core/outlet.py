@@ -28,7 +28,7 @@ class Outlet:
     @ivar kept: how many bytes the session's blocks have that were not taken whole.
     """
 
-    __slots__ = ("_blocks", "_budget", "_connection", "_offset", "kept", "size")
+    __slots__ = ("_blocks", "_budget", "_connection", "_gone", "_offset", "kept", "size")
 
     def __init__(self, connection: IConnection, budget: Budget) -> None:
         """
@@ -38,6 +38,7 @@ class Outlet:
         self._budget = budget
         self._blocks: deque[tuple[bytes, bool]] = deque()
         self._offset = 0
+        self._gone = False
         self.size = 0
         self.kept = 0
 
@@ -47,6 +48,8 @@ class Outlet:
 
         @param kept: they belong to the session, which has counted them in its budget.
         """
+        if self._gone and not kept:
+            return
         self._blocks.append((block, kept))
         self.size += len(block)
         if kept:
@@ -104,6 +107,13 @@ class Outlet:
                 self.kept -= len(block)
                 self._budget.used -= len(block)
         self._offset = taken
+
+    def peerGone(self) -> None:
+        """Nobody will read any more: drop what is queued, and take only what a session keeps."""
+        assert not self.kept
+        self._gone = True
+        self._blocks.clear()
+        self._offset = self.size = 0
 
     def dropKept(self) -> None:
         """Drop the session's frames, but for one of which a part has been taken."""

@@ -159,3 +159,22 @@ class SendTests(SynchronousTestCase):
         self.assertEqual(bytes(wire.connection.written), expected)
         self.assertLessEqual(max(size for size, _ in sizes), MOST_PER_SEND)
         self.assertLessEqual(max(count for _, count in sizes), MOST_BUFFERS)
+
+
+class PeerGoneTests(SynchronousTestCase):
+    """A connection that nobody will read any more: P9, P13."""
+
+    def test_dropped(self) -> None:
+        """Responses are dropped, those to come too; what a session keeps is given back."""
+        wire = Wire()
+        wire.connection.room = 5
+        wire.reply(b"cut")
+        wire.outlet.flush()
+        wire.outlet.peerGone()
+        self.assertEqual(wire.outlet.size, 0)
+        wire.reply(b"late")
+        self.assertEqual(wire.outlet.size, 0)
+        wire.connection.room = 0
+        frame = wire.keep(b"output")
+        wire.outlet.flush()
+        self.assertEqual(list(wire.outlet.takeBack()), [frame])
