@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.testing.agent import ScriptedAgent
 from ccproxy.testing.client import BlockingClient, hyperPayload
-from ccproxy.testing.daemon import Daemon, eventually
+from ccproxy.testing.daemon import Daemon, environment, eventually, script
 from ccproxy.wire.codes import Command, ControlCode, Dialect, Stream, hyperCode
 
 SIGKILL, SIGUSR1, SIGTERM, SIGWINCH = 9, 10, 15, 28
@@ -190,7 +191,7 @@ class ProcessTestCase(SynchronousTestCase):
             client.close()
         for agent in self._agents:
             agent.close()
-            self.assertEqual(agent.causeOfDeath, "")
+        self.assertEqual([agent.causeOfDeath for agent in self._agents if agent.causeOfDeath], [])
         self.assertTrue(self.daemon.isAlive(), self.daemon.log()[-2000:])
         for sign in ("Traceback", "Unhandled"):
             self.assertNotIn(sign, self.newLog())
@@ -265,3 +266,39 @@ class ProcessTestCase(SynchronousTestCase):
         """What the process says next reaches its shim."""
         process.say(text)
         self.assertEqual(process.shim.output(Stream.STDOUT, len(text)), text)
+
+
+class DaemonTestCase(SynchronousTestCase):
+    """A test with daemons of its own."""
+
+    def cleared(self, daemon: Daemon) -> Daemon:
+        """The daemon, which is killed if need be and removed after a look into its log."""
+        self.addCleanup(daemon.clear)
+        self.addCleanup(lambda: self.assertNotIn("Traceback", daemon.log()))
+        return daemon
+
+    def daemons(self) -> list[Daemon]:
+        """A daemon of each command line, not started yet."""
+        return [self.cleared(Daemon("-log", "debug")), self.cleared(Daemon.byTwistd())]
+
+    def client(self, daemon: Daemon) -> BlockingClient:
+        """A client of the daemon."""
+        client = BlockingClient(daemon.path)
+        self.addCleanup(client.close)
+        return client
+
+    def vm(self, daemon: Daemon, tokens: int = 1) -> PlayedVM:
+        """A VM that is registered at the daemon."""
+        agent, client = ScriptedAgent(daemon.directory), self.client(daemon)
+        self.addCleanup(agent.close)
+        return PlayedVM(
+            lambda: self.client(daemon), "vm", agent, client, client.registerVM("vm", agent, tokens)
+        )
+
+
+def runProxy(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run C{cc-proxy} to its end."""
+    return subprocess.run(
+        [*script("cc-proxy"), *arguments], env=environment(**variables), cwd="/",
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip

@@ -1,0 +1,225 @@
+"""
+The daemon's end, its socket, and the socket that it may be given: P16 and P17.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import sys
+import time
+
+from ccproxy.test.processes import DaemonTestCase, runProxy
+from ccproxy.testing.agent import ScriptedAgent
+from ccproxy.testing.client import BlockingClient, hyperPayload, success
+from ccproxy.testing.daemon import Daemon, eventually, script
+from ccproxy.wire.codes import Command, ControlCode
+
+
+class StoppingTests(DaemonTestCase):
+    """P16: an end in order."""
+
+    def test_signals(self) -> None:
+        """P16: SIGTERM and SIGINT remove the socket and exit with 0; SIGHUP does nothing."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            for daemon in self.daemons():
+                daemon.start()
+                daemon.process.send_signal(signal.SIGHUP)
+                self.client(daemon).probe()
+                self.assertEqual(daemon.stop(number), 0, daemon.log())
+                self.assertFalse(os.path.exists(daemon.path))
+                self.assertNotIn("Traceback", daemon.log())
+
+    def test_underWay(self) -> None:
+        """P16: what is under way is delivered; no new clients are accepted meanwhile."""
+        daemon = self.cleared(Daemon.byTwistd()).start()
+        vm = self.vm(daemon)
+        vm.agent.answers[ControlCode.PING] = None
+        vm.client.command(Command.HYPER, hyperPayload("ping"))
+        vm.agent.command(ControlCode.PING)
+        daemon.process.send_signal(signal.SIGTERM)
+        eventually(lambda: not os.path.exists(daemon.path), "the socket is removed")
+        self.assertFalse(daemon.isListening())
+        time.sleep(0.2)
+        self.assertTrue(daemon.isAlive())
+        vm.agent.sendControl(ControlCode.ACK, b"just in time")
+        self.assertEqual(success(vm.client.response(Command.HYPER)), b"just in time")
+        self.assertEqual(daemon.wait(), 0)
+
+    def test_notForEver(self) -> None:
+        """P16: what does not end in time is cut off; the exit is 0 all the same."""
+        daemon = self.cleared(Daemon.byTwistd("--stop-timeout=0.5")).start()
+        vm = self.vm(daemon)
+        vm.agent.answers[ControlCode.PING] = None
+        vm.client.command(Command.HYPER, hyperPayload("ping"))
+        vm.agent.command(ControlCode.PING)
+        began = time.monotonic()
+        daemon.process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        daemon.process.send_signal(signal.SIGTERM)
+        self.assertEqual(daemon.wait(), 0)
+        self.assertLess(time.monotonic() - began, 4)
+
+    def test_idleSessions(self) -> None:
+        """P16: processes that run do not hold up the end."""
+        daemon = self.cleared(Daemon()).start()
+        process = self.vm(daemon).start()
+        began = time.monotonic()
+        self.assertEqual(daemon.stop(), 0)
+        self.assertLess(time.monotonic() - began, 3)
+        process.shim.waitClosed()
+
+    def test_output(self) -> None:
+        """P16: output that a shim reads slowly is delivered before the end."""
+        daemon = self.cleared(Daemon.byTwistd()).start()
+        vm = self.vm(daemon)
+        process = vm.start()
+        for _ in range(150):
+            process.say(b"x" * 4096)
+        process.exit(4)
+        vm.usable()
+        daemon.process.send_signal(signal.SIGTERM)
+        output = process.shim.untilExit()
+        self.assertEqual((len(output.stdout), output.status), (150 * 4096, 4))
+        self.assertEqual(daemon.wait(), 0)
+
+
+class SocketTests(DaemonTestCase):
+    """P17: the socket of a dead daemon, and that of a living one."""
+
+    def test_leftBehind(self) -> None:
+        """P17: after a kill, the next start replaces the socket, in the same folder."""
+        for daemon in self.daemons():
+            daemon.start()
+            daemon.process.kill()
+            daemon.process.wait()
+            self.assertTrue(os.path.exists(daemon.path))
+            daemon.start()
+            self.client(daemon).probe()
+            self.assertEqual(daemon.stop(), 0)
+
+    def test_inUse(self) -> None:
+        """P17: a second start is refused with a clear message, and the first is unharmed."""
+        first = self.cleared(Daemon()).start()
+        for begin in (
+            [*script("cc-proxy"), "-socket-path", first.path],
+            [*script("twistd"), "-n", "--pidfile=", "ccproxy", "--socket-path", first.path],
+        ):
+            second = self.cleared(Daemon(command=begin))
+            second.spawn()
+            self.assertEqual(second.wait(), 1, second.log())
+            self.assertIn(first.path, second.log())
+            self.assertNotIn("Traceback", second.log())
+        self.client(first).probe()
+
+    def test_atOnce(self) -> None:
+        """P17: of several that start at once, exactly one serves."""
+        first = self.cleared(Daemon())
+        begin = [*script("cc-proxy"), "-socket-path", first.path]
+        daemons = [first, *(self.cleared(Daemon(command=begin)) for _ in range(3))]
+        for daemon in daemons:
+            daemon.spawn()
+        eventually(lambda: sum(daemon.isAlive() for daemon in daemons) == 1, "one remains", 30)
+        eventually(first.isListening, "the one serves")
+        self.client(first).probe()
+
+    def test_notASocket(self) -> None:
+        """P17: a file that is no socket is never removed."""
+        daemon = self.cleared(Daemon())
+        with open(daemon.path, "w") as file:
+            file.write("precious")
+        daemon.spawn()
+        self.assertEqual(daemon.wait(), 1)
+        with open(daemon.path) as file:
+            self.assertEqual(file.read(), "precious")
+        self.assertIn(daemon.path, daemon.log())
+
+    def test_foreign(self) -> None:
+        """P17: on the way out, a socket that has become another's is left alone."""
+        daemon = self.cleared(Daemon()).start()
+        os.unlink(daemon.path)
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(daemon.path)
+            self.assertEqual(daemon.stop(), 0)
+            self.assertTrue(os.path.exists(daemon.path))
+
+    def test_modes(self) -> None:
+        """The socket is 0660, its folder is made 0750."""
+        home = self.cleared(Daemon())
+        path = os.path.join(home.directory, "a", "b", "proxy.sock")
+        daemon = self.cleared(Daemon(command=[*script("cc-proxy"), "-socket-path", path]))
+        daemon.path = path
+        daemon.start()
+        self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o660)
+        self.assertEqual(stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode), 0o750)
+        self.assertEqual(daemon.stop(), 0)
+
+    def test_tooLong(self) -> None:
+        """A path over 107 bytes is refused, with a text that says so."""
+        ran = runProxy("-socket-path", "/tmp/" + "x" * 103)
+        self.assertNotEqual(ran.returncode, 0)
+        self.assertIn("107", ran.stderr)
+
+
+class InheritedSocketTests(DaemonTestCase):
+    """A socket that systemd has opened."""
+
+    def launched(self, count: int, mine: bool = True) -> tuple[Daemon, str]:
+        """
+        Start a daemon that gets listening sockets.
+
+        @param count: how many it gets.
+        @param mine: whether they are meant for it.
+        @return: the daemon, and where the sockets listen.
+        """
+        daemon = self.cleared(Daemon())
+        path = os.path.join(daemon.directory, "inherited.sock")
+        listener = socket.socket(socket.AF_UNIX)
+        self.addCleanup(listener.close)
+        listener.bind(path)
+        listener.listen(8)
+        # The descriptors begin at 3 and the process id is the daemon's own: only a program that
+        # becomes the daemon can arrange that.
+        program = (
+            "import os, sys\n"
+            "listener, count, other = map(int, sys.argv[1:4])\n"
+            "listener = os.dup2(listener, 100)\n"
+            "for n in range(count): os.dup2(listener, 3 + n)\n"
+            "pid = os.getpid() + other\n"
+            "os.environ.update(LISTEN_FDS=str(count), LISTEN_PID=str(pid))\n"
+            "os.execv(sys.argv[4], sys.argv[4:])\n"
+        )
+        numbers = [str(listener.fileno()), str(count), str(int(not mine))]
+        daemon.arguments = [sys.executable, "-c", program, *numbers, *daemon.arguments]
+        daemon.spawn(inherited=[listener.fileno()])
+        return daemon, path
+
+    def test_used(self) -> None:
+        """LISTEN_FDS=1: it is used instead; answers have its own address; it is not removed."""
+        daemon, path = self.launched(1)
+        client = BlockingClient(path)
+        self.addCleanup(client.close)
+        agent = ScriptedAgent(daemon.directory)
+        self.addCleanup(agent.close)
+        payload = client.accepted(
+            Command.REGISTER_VM,
+            {"containerId": "x", "ctlSerial": agent.control.path, "ioSerial": agent.io.path},
+        )
+        self.assertIn(f"unix://{path}".encode(), payload)
+        self.assertFalse(os.path.exists(daemon.path))
+        self.assertEqual(daemon.stop(), 0)
+        self.assertTrue(os.path.exists(path))
+
+    def test_anothers(self) -> None:
+        """LISTEN_PID of another process: it is not for us."""
+        daemon, _ = self.launched(1, mine=False)
+        eventually(daemon.isListening, "the daemon's own socket", 20)
+        self.assertEqual(daemon.stop(), 0)
+
+    def test_tooMany(self) -> None:
+        """More than one socket is an error."""
+        daemon, _ = self.launched(2)
+        self.assertNotEqual(daemon.wait(), 0)
+        self.assertNotIn("Traceback", daemon.log())
