@@ -307,6 +307,17 @@ class AttendingTests(ShimTestCase):
         self.shim.forward(signal.SIGTERM)
         self.assertEqual(self.successResultOf(self.shim.finished), 7)
 
+    def test_impatienceWhenFull(self) -> None:
+        """The same when the status has not been read, behind output that nobody reads."""
+        self.link.answer(Command.SIGNAL)
+        self.stdout.slow = True
+        self.link.receive(encodeStream(Stream.STDOUT, b"x" * (FULL + 1)))
+        self.shim.forward(signal.SIGTERM)
+        self.link.answer(Command.SIGNAL, "process has exited")
+        self.assertLeft()
+        self.assertEqual(self.successResultOf(self.shim.finished), 143)
+        self.assertEqual(self.refusals, [])
+
     def test_disconnectNotCarriedOut(self) -> None:
         """A proxy that does not answer DisconnectShim is left to itself."""
         self.link.receive(encodeProcessExited(7))

@@ -298,7 +298,9 @@ class ShimTests(ToolTestCase):
     def test_impatience(self) -> None:
         """When the process has ended, a signal ends the wait for a reader of its output."""
         process, peer = self.shim()
-        peer.out(bytes(200_000))
+        assert process.stdout is not None
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        peer.out(bytes(60_000))
         peer.socket.sendall(encodeProcessExited(7))
         peer.socket.settimeout(0.5)
         self.assertRaises(TimeoutError, peer.next)

@@ -32,6 +32,8 @@ LEAVE_TIMEOUT = 2.0
 SIGNAL_TIMEOUT = 60.0
 #: Once the process has ended these end the shim, though its output is not all taken yet.
 _IMPATIENT = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
+#: The error for a signal to a process that has ended.
+_EXITED = "process has exited"
 
 
 class NoProxy(CCProxyError):
@@ -289,5 +291,8 @@ class Shim:
         if isinstance(error, ConnectionClosed):
             # Better twice than never.
             self._signals[number] = None
+        elif self._paused and number in _IMPATIENT and _EXITED in str(error):
+            # The status is behind output that nobody reads.
+            self.giveUp(128 + number)
         elif not self._ending:
             self.refused(number, error)

@@ -8,10 +8,10 @@ import errno
 import os
 import signal
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet import defer
 from twisted.internet.error import ConnectError
 
 from ..net.client import ProxyClient, connectUNIX
@@ -20,8 +20,11 @@ from .signals import Catching
 from .stdio import InputReader, OutputWriter
 from .terminal import Terminal, terminalOf
 
+#: How long to wait for the reader of our own messages, in seconds.
+SETTLE_TIMEOUT = 1.0
 
-def reach(reactor: Any, path: str, output: object | None = None) -> Deferred[ProxyClient]:
+
+def reach(reactor: Any, path: str, output: object | None = None) -> defer.Deferred[ProxyClient]:
     """
     Connect to the proxy.
 
@@ -41,7 +44,7 @@ def reach(reactor: Any, path: str, output: object | None = None) -> Deferred[Pro
             ) from None
         return client
 
-    return Deferred.fromCoroutine(connecting())
+    return defer.Deferred.fromCoroutine(connecting())
 
 
 class LocalShim:
@@ -61,7 +64,7 @@ class LocalShim:
         @param raw: make the terminal raw, if stdin is one.
         @param signals: the signals to forward.
         """
-        stderr = OutputWriter(reactor, 2, self._outputFailed)
+        self._stderr = stderr = OutputWriter(reactor, 2, self._outputFailed)
         self.shim = Shim(
             reactor,
             lambda output: reach(reactor, path, output),
@@ -90,6 +93,11 @@ class LocalShim:
 
     def __exit__(self, *unused: object) -> None:
         self._stack.close()
+
+    async def settle(self) -> None:
+        """Wait until messages are shown, unless nobody reads them."""
+        with suppress(defer.TimeoutError):
+            await self._stderr.flushed().addTimeout(SETTLE_TIMEOUT, self._reactor)
 
     def _caught(self, number: int) -> None:
         self._reactor.callFromThread(self._forward, number)

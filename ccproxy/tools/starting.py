@@ -83,6 +83,7 @@ def runProcess(
             status = await local.shim.finished
             if ended is not None:
                 await _cleanUp(reactor, options, ended, local.tell)
+            await local.settle()
         return status
 
     try:
