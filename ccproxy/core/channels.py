@@ -10,83 +10,14 @@ from zope.interface import implementer
 
 from ..errors import RemoteProtocolError
 from ..interfaces import IStreamSink
-from ..wire.codes import Stream
 from ..wire.messages import CONTROL_HEADER, IO_HEADER, readMessage
-from ..wire.translation import SIZE, runLength, translate
+from .routing import route
 
 if TYPE_CHECKING:
-    from .session import Session
     from .vm import VM
 
 #: The longest message that is believed while the beginning of one is searched for.
 PLAUSIBLE = 10240
-
-
-class _Gathered:
-    """
-    Frames of one session that stand in the data at hand.
-
-    @ivar spans: where they begin and end, but for the last span.
-    @ivar start: where the last span begins.
-    @ivar stop: where it ends.
-    @ivar total: how many bytes they all are.
-    """
-
-    __slots__ = ("spans", "start", "stop", "total")
-
-    def __init__(self, start: int) -> None:
-        self.spans: list[tuple[int, int]] = []
-        self.start = self.stop = start
-        self.total = 0
-
-    def add(self, start: int, stop: int) -> None:
-        """More frames."""
-        if start != self.stop:
-            self.spans.append((self.start, self.stop))
-            self.start = start
-        self.stop = stop
-        self.total += stop - start
-
-
-def _translate(
-    data: memoryview,
-    offset: int,
-    end: int,
-    number: int,
-    size: int,
-    session: Session,
-    gathered: dict[Session, _Gathered],
-) -> int:
-    """
-    Translate the run of messages that begins at C{offset}, as far as the session has room.
-
-    @return: how many there were; 0 if the first one has to be looked at.
-    """
-    held = gathered.get(session)
-    room = session.roomFor(number, size)
-    if held is not None:
-        room -= held.total
-    if room <= 0:
-        return 0
-    count, stop = 1, offset + size
-    if data[stop : stop + SIZE] == data[offset : offset + SIZE]:
-        count = min(runLength(data, offset, end, size), -(-room // size))
-        stop = offset + count * size
-    stream = Stream.STDOUT if number == session.stdio else Stream.STDERR
-    translate(data, offset, size, count, stream)
-    if held is None:
-        held = gathered[session] = _Gathered(offset)
-    held.add(offset, stop)
-    return count
-
-
-def _deliver(gathered: dict[Session, _Gathered], data: memoryview) -> None:
-    """Give the sessions what was gathered for them."""
-    for session, held in gathered.items():
-        spans = [data[start:stop] for start, stop in held.spans]
-        spans.append(data[held.start : held.stop])
-        session.deliver(spans, held.total)
-    gathered.clear()
 
 
 @implementer(IStreamSink)
@@ -143,44 +74,11 @@ class IOSink:
                 if offset == start:
                     break
             if not vm.resync:
-                offset = self._route(data, offset)
+                offset = route(vm, data, offset)
         except RemoteProtocolError as error:
             vm.channelEnded(True, f"sent a {error}")
         vm.registry.flush()
         return offset if vm.io is not None else len(data)
-
-    def _route(self, data: memoryview, offset: int) -> int:
-        """
-        Give each message to its session.
-
-        Output is translated in place, gathered by session, and sent when the data is through, or
-        when a message comes that has to be looked at.
-
-        @return: where the first message begins that was not used.
-        """
-        vm, end = self._vm, len(data)
-        most = vm.registry.limits.maxMessage
-        gathered: dict[Session, _Gathered] = {}
-        while vm.io is not None and end - offset >= SIZE:
-            number, size = IO_HEADER.unpack_from(data, offset)
-            session = vm.numbers.get(number)
-            if session is not None and SIZE < size <= most and offset + size <= end:
-                count = _translate(data, offset, end, number, size, session, gathered)
-                if count:
-                    offset += count * size
-                    continue
-            _deliver(gathered, data)
-            message = readMessage(IO_HEADER, data, offset, most)
-            if message is None:
-                break
-            if session is not None:
-                if session.full:
-                    vm.flow.block(session)
-                    break
-                session.received(number, message.body)
-            offset += size
-        _deliver(gathered, data)
-        return offset
 
     def _resync(self, data: memoryview, start: int) -> int:
         """

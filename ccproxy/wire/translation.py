@@ -15,11 +15,18 @@ from .messages import IO_HEADER
 
 #: The length of both headers.
 SIZE = HEADER.size
-assert SIZE == IO_HEADER.size
+assert IO_HEADER.size == SIZE
 
 # The bytes of a header that differ first where two of them differ: the low ones of the length and
 # of the number.
 _COLUMNS = (11, 10, 7, 6, 9, 5, 4, 3, 2, 1, 0, 8)
+
+# The first 8 bytes of a stream frame's header as one number, and its last 4, the length, are laid
+# out like the header of an I/O message.
+_BEGINNINGS = [
+    int.from_bytes(HEADER.pack(VERSION, HEADER_WORDS, FrameType.STREAM, stream, 0)[:8], "big")
+    for stream in Stream
+]
 
 
 def runLength(data: memoryview, offset: int, end: int, size: int) -> int:
@@ -50,7 +57,7 @@ def translate(data: memoryview, offset: int, size: int, count: int, stream: Stre
     @param stream: what they are for the shim.
     """
     if count == 1:
-        HEADER.pack_into(data, offset, VERSION, HEADER_WORDS, FrameType.STREAM, stream, size - SIZE)
+        IO_HEADER.pack_into(data, offset, _BEGINNINGS[stream], size - SIZE)
         return
     header = HEADER.pack(VERSION, HEADER_WORDS, FrameType.STREAM, stream, size - SIZE)
     end = offset + count * size
