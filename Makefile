@@ -19,6 +19,8 @@ LOWEST := .venv-lowest
 SOURCES := $(shell find ccproxy twisted -name __pycache__ -prune -o -print)
 FAST_TESTS := $(filter-out %.test_process_%,$(subst /,.,$(basename $(filter ccproxy/test/test_%.py,$(SOURCES)))))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# The tests run from the wheel; those of what is not in it find it here.
+export CCPROXY_SOURCE := $(CURDIR)
 
 .PHONY: run command test unit lint test-lowest check-run docs conformance clean
 .DELETE_ON_ERROR:
