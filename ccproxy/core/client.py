@@ -25,12 +25,16 @@ from .requests import REQUESTS
 from .states import CLIENT_TABLE, ClientInput, ClientState, advance
 
 if TYPE_CHECKING:
+    from .commands import StartCommand
     from .registry import Registry
     from .session import Session
     from .vm import VM
 
 #: How the header of a stdin frame begins, in front of the payload's length.
 _STDIN = HEADER.pack(VERSION, HEADER_WORDS, FrameType.STREAM, Stream.STDIN, 0)[:8]
+
+#: The most characters of a reason that is remembered, so as not to be said twice.
+MAX_REASON = 256
 
 
 @attrs.define(eq=False)
@@ -76,6 +80,7 @@ class Client:
     @ivar wasShim: whether it has ever been a shim: a connection is the shim of one token, ever.
     @ivar registering: the VM whose registration holds back what follows.
     @ivar slots: its commands that are not answered, in order.
+    @ivar parked: its starts that wait for their shims.
     @ivar outlet: what is on its way to it.
     """
 
@@ -88,6 +93,7 @@ class Client:
         "_wait",
         "name",
         "outlet",
+        "parked",
         "registering",
         "registry",
         "session",
@@ -109,6 +115,7 @@ class Client:
         self.wasShim = False
         self.registering: VM | None = None
         self.slots: deque[Slot] = deque()
+        self.parked: set[StartCommand] = set()
         self.outlet = Outlet(connection, registry.budget)
         self._connection = connection
         self._excess = excess
@@ -167,7 +174,8 @@ class Client:
         return (
             self.registering is not None
             or len(self.slots) >= limits.maxUnanswered
-            or (session.stdinFull if session else self.outlet.size >= limits.clientBuffer)
+            or self.outlet.size - self.outlet.kept >= limits.clientBuffer
+            or (session is not None and session.stdinFull)
         )
 
     def wake(self) -> None:
@@ -224,11 +232,13 @@ class Client:
             slot = Slot(self, error.opcode)
             self.slots.append(slot)
             slot.fail(RequestError(str(error)))
+        self._giveUpWaits()
         self.finish()
 
     def _ignore(self, what: str) -> None:
         """Drop a frame; said once per connection and kind."""
         self.registry.ignoredFrames += 1
+        what = what[:MAX_REASON]
         if what not in self._ignored and len(self._ignored) < 8:
             self._ignored.add(what)
             self.registry.log.warn(
@@ -300,7 +310,7 @@ class Client:
     def ended(self) -> None:
         if self.state is ClientState.CLOSED:
             return
-        if self.wasShim or self._connection.hungUp():
+        if self.session is not None or self._connection.hungUp():
             self.close()
         else:
             self.finish()
@@ -329,7 +339,9 @@ class Client:
     def _giveUpWaits(self) -> None:
         """It is gone, or will send no more: what waits for others on its behalf is given up."""
         if self.vm is not None:
-            self.vm.clientLeft(self)
+            self.vm.clients.discard(self)
+        for start in list(self.parked):
+            start.giveUp(RequestError("the client that asked for the start has gone"))
 
     def _abandonRegistration(self) -> None:
         """It is gone: the VM that it registers is not registered."""

@@ -134,6 +134,10 @@ class StartCommand(SlotCommand):
         session.begin(code, data.container, data.process or added, data.terminal)
         return code, data.render(session.stdio, session.stderr, added)
 
+    def giveUp(self, error: RequestError) -> None:
+        """Fail it, which was not sent."""
+        self._vm.giveUp(self, error)
+
     def acked(self, body: bytes) -> None:
         super().acked(body)
         if self.session is not None:

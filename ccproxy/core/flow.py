@@ -44,9 +44,14 @@ class Budget:
         self.used = 0
 
     @property
+    def crowded(self) -> bool:
+        """Whether the sessions hold so much that each may hold less."""
+        return self.used > self._limits.totalBuffer
+
+    @property
     def share(self) -> int:
         """How many bytes one session may hold in each direction now."""
-        if self.used > self._limits.totalBuffer:
+        if self.crowded:
             return min(self._limits.crowdedBuffer, self._limits.sessionBuffer)
         return self._limits.sessionBuffer
 
@@ -147,5 +152,6 @@ class Flow:
 
     def _drop(self, session: Session) -> None:
         """Nobody takes the session's output: it goes on without it."""
-        session.dropOutput()
+        if session.full:
+            session.dropOutput()
         self.release()

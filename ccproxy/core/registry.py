@@ -72,6 +72,7 @@ class Registry:
     _serial: int = 0
     _clientNumber: int = 0
     _touched: set[Client] = attrs.field(factory=set)
+    _crowded: bool = False
 
     def __attrs_post_init__(self) -> None:
         self.budget = Budget(self.limits)
@@ -119,6 +120,18 @@ class Registry:
         """The end of a turn: send what has gathered."""
         while self._touched:
             self._touched.pop().flush()
+        crowded = self.budget.crowded
+        if self._crowded and not crowded:
+            self._uncrowded()
+        self._crowded = crowded
+
+    def _uncrowded(self) -> None:
+        """Each session may hold more again: those that were full are not."""
+        for client in self.clients:
+            client.wake()
+        for vm in [*self.vms.values(), *self.leaving]:
+            if vm.flow.blocker is not None:
+                vm.flow.recheck(vm.flow.blocker)
 
     def logEntry(self, client: Client, entry: LogEntry) -> None:
         """A client's entry for our log."""

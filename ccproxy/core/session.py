@@ -183,6 +183,7 @@ class Session:
         self._fail(RequestError(f"shim disconnected from token {self.name}"))
         self._advance(SessionInput.RELEASE)
         self._forgetOutput()
+        self.vm.dropToken(self)
         if running:
             self.takeInput(b"")
         else:
@@ -234,6 +235,7 @@ class Session:
             cancel(self._exitWait)
             self.vm.dropProcess(self)
             self.status, self._sawEnd = None, False
+            self._dropping, self.dropped = False, 0
             if isinstance(error, AgentError):
                 self._dropUndelivered()
             self._advance(SessionInput.REFUSE)
@@ -412,6 +414,7 @@ class Session:
                 self._killed()
                 slot.answer()
             else:
+                self.vm.checkStarts()
                 self._hold(slot, signal)
         elif self.state is SessionState.STARTING:
             self._hold(slot, signal)
@@ -460,6 +463,11 @@ class Session:
         self.vm.log.info("process killed before its start", event="process-exited", **self.fields)
         self._forgetStdin()
         self._queueExit()
+
+    def noStart(self, error: RequestError) -> None:
+        """Its VM starts no more processes: what waits for one fails."""
+        if self.state is SessionState.CREATED:
+            self._fail(error)
 
     def _fail(self, error: RequestError) -> None:
         """Nothing that waits for the process can come true: those who wait are told."""
@@ -524,25 +532,25 @@ class Session:
 
     # -- ends
 
-    def vmGone(self, notify: bool) -> None:
+    def vmGone(self, notify: bool = False) -> None:
         """
-        The VM's channels have closed.
+        The VM's channels have closed, or nobody wants the token.
 
-        @param notify: tell a shim that has no exit status that its process is lost.
+        @param notify: tell a shim that has no exit status that its process is lost. That of a VM
+            that was unregistered knows: it is closed, and no more.
         """
         if self._closeAfter:
             return
         cancel(self._exitWait)
         self._fail(RequestError(f"VM {self.vm.containerId} is gone"))
         if self.state is SessionState.DETACHED or self.claimable:
-            self._end()
+            self.end()
             return
-        if self.state is not SessionState.EXITED:
-            if self.status is not None or notify:
-                self.status = LOST_STATUS if self.status is None else self.status
-                self._advance(SessionInput.EXIT)
-                self._forgetStdin()
-                self._queueExit()
+        if self.state is not SessionState.EXITED and (notify or self.status is not None):
+            self.status = LOST_STATUS if self.status is None else self.status
+            self._advance(SessionInput.EXIT)
+            self._forgetStdin()
+            self._queueExit()
         self._closeAfter = True
         if self.shim is not None:
             self.shim.finishAfterOutput()
@@ -552,7 +560,7 @@ class Session:
     def _endSoon(self) -> None:
         """Keep what is undelivered for a shim that may come back, but not for ever."""
         if not self.pending:
-            self._end()
+            self.end()
             return
         registry = self.vm.registry
         self._endWait = registry.later(registry.limits.undeliveredTimeout, self._giveUp)
@@ -565,9 +573,10 @@ class Session:
             dropped=self.pendingSize + self.dropped,
             **self.fields,
         )
-        self._end()
+        self.end()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Nothing of it is wanted any more."""
         self._forgetOutput()
         self._advance(SessionInput.END)
         self._free()

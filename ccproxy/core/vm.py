@@ -61,6 +61,8 @@ class VM:
     @ivar clients: those attached to it.
     @ivar sessions: all that have not ended.
     @ivar numbers: sessions whose start was sent, by each of their sequence numbers.
+    @ivar resync: the I/O channel may begin inside a message of an earlier registration, as long
+        as no READY has come and no message of a process of ours.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class VM:
         self.clients: set[Client] = set()
         self.sessions: set[Session] = set()
         self.numbers: dict[int, Session] = {}
-        self.resync = False
+        self.resync = True
         self.lostAt = 0.0
         self._processes: dict[tuple[str, str | None], Session] = {}
         self._parked: dict[StartCommand, Wait] = {}
@@ -153,6 +155,7 @@ class VM:
         if code == ControlCode.READY and self._readyMayCome:
             self._readyMayCome = False
             if self.state is VMState.WAITING:
+                self.resync = False
                 self._ready()
             return True
         if self.state is not VMState.WAITING:
@@ -190,7 +193,6 @@ class VM:
             return
         self._nextStdio = LATE_STDIO + 2 * int(self.registry.wallClock())
         self._nullFree = False
-        self.resync = True
         self._ready()
 
     def _ready(self) -> None:
@@ -294,7 +296,7 @@ class VM:
             )
         unwanted.sort(key=lambda session: session.created)
         for session in unwanted[:excess]:
-            session.vmGone(False)
+            session.vmGone()
 
     def detachedSession(self) -> Session:
         """
@@ -318,6 +320,10 @@ class VM:
         self.sessions.discard(session)
         if session.stdio == NULL_STDIO:
             self._nullFree = True
+        self.dropToken(session)
+
+    def dropToken(self, session: Session) -> None:
+        """The token of C{session} is void."""
         if session.token is not None:
             self.registry.tokens.pop(session.token, None)
 
@@ -376,6 +382,7 @@ class VM:
         if session is not None:
             session.start = start
             if session.shim is None:
+                start.slot.client.parked.add(start)
                 self._parked[start] = self.registry.later(
                     self.registry.limits.shimTimeout, self._shimOverdue, start
                 )
@@ -387,12 +394,27 @@ class VM:
                 session.start = None
             raise
 
+    def checkStarts(self) -> None:
+        """
+        @raise VMGone: no process can be started any more.
+        """
+        if self.state is not VMState.REGISTERED:
+            raise VMGone(f"{self.containerId}: VM is {self.state.value} and starts no process")
+
+    def _noMoreStarts(self, error: RequestError) -> None:
+        """Every start that was not sent fails, and whatever waits for one."""
+        for start in list(self._parked):
+            self.giveUp(start, error)
+        for session in list(self.sessions):
+            session.noStart(error)
+
     def shimArrived(self, start: StartCommand) -> None:
         """The shim that C{start} waits for is there."""
         wait = self._parked.pop(start, None)
         if wait is None:
             return
         cancel(wait)
+        start.slot.client.parked.discard(start)
         try:
             self.commands.add(start)
         except RequestError as error:
@@ -412,14 +434,9 @@ class VM:
     def giveUp(self, start: StartCommand, error: RequestError) -> None:
         """Fail C{start}, which was not sent."""
         cancel(self._parked.pop(start, None))
+        start.slot.client.parked.discard(start)
         self.commands.withdraw(start)
         start.refused(error)
-
-    def clientLeft(self, client: Client) -> None:
-        """C{client} has gone: what of its waits for a shim is given up."""
-        self.clients.discard(client)
-        for start in [start for start in self._parked if start.client is client]:
-            self.giveUp(start, RequestError("the client that asked for the start has gone"))
 
     # -- ends
 
@@ -443,7 +460,7 @@ class VM:
         )
         self._detachAll(VMGone(f"{self.containerId}: VM has been unregistered"))
         for session in [session for session in self.sessions if session.claimable]:
-            session.vmGone(False)
+            session.vmGone()
         self.registry.forget(self)
         if self.control is None and self.io is None:
             self._cancelWaits()
@@ -452,9 +469,8 @@ class VM:
         for client in self.clients:
             client.vm = None
         self.clients.clear()
-        for start in list(self._parked):
-            self.giveUp(start, error)
         self.commands.drop(error, keep=True)
+        self._noMoreStarts(error)
 
     def sendControl(self, message: bytes) -> None:
         """Send a message to the agent."""
@@ -502,9 +518,8 @@ class VM:
                 reason=reason,
                 **self.fields,
             )
-            for start in list(self._parked):
-                self.giveUp(start, error)
             self.commands.drop(error, keep=poweredOff)
+            self._noMoreStarts(error)
             self._notify = known
             self._later(LAST_WORDS, self._lastWords, error)
             if known:
@@ -548,6 +563,8 @@ class VM:
         elif self.state is VMState.REGISTERED:
             self._advance(VMInput.LOSE)
         self._close(VMGone(f"{self.containerId}: the proxy is stopping"))
+        for session in list(self.sessions):
+            session.end()
 
     def _close(self, error: RequestError) -> None:
         """Close the channels, and end or hand over what is left to the sessions."""

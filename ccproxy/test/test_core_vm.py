@@ -554,7 +554,7 @@ class LossTests(SynchronousTestCase):
         shim.send(Command.SIGNAL, {"signalNumber": 2})
         self.lose()
         refused, lost = shim.frames()
-        self.assertIn("VM vm is gone", errorText(refused))
+        self.assertIn("VM is lost", errorText(refused))
         self.assertEqual(brief([lost]), [LOST])
 
     def test_badMessage(self) -> None:
@@ -594,7 +594,7 @@ class UnregisterTests(SynchronousTestCase):
         self.assertEqual(set(self.world.registry.tokens), {self.tokens[0]})
 
     def test_channelsClose(self) -> None:
-        """Its shims are closed when its channels are."""
+        """Its shims get the output that came, and are just closed, when its channels are."""
         self.runtime.call(Command.UNREGISTER_VM, {"containerId": "vm"})
         self.shim.stream(Stream.STDIN, b"in")
         self.assertEqual(self.agent.stdin(), [(3, b"in")])
@@ -673,6 +673,7 @@ class FreedTests(SynchronousTestCase):
             agent.control.end()
             agent.io.end()
             runtime.connection.end()
+            world.clock.advance(30)
             world.connector.abandoned.clear()
             return [weakref.ref(agent.vm), weakref.ref(runtime.client), weakref.ref(shim.client)]
 
