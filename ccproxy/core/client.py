@@ -105,7 +105,8 @@ class Client:
 
     def __init__(self, registry: Registry, connection: IConnection, name: str, excess: bool):
         """
-        @param excess: there are too many clients: its first command is refused.
+        @param excess: there are too many clients: its first command is refused, and it is closed
+            soon if it sends none.
         """
         self.registry = registry
         self.name = name
@@ -122,6 +123,8 @@ class Client:
         self._paused = False
         self._ignored: set[str] = set()
         self._wait: Wait | None = None
+        if excess:
+            self._wait = registry.later(registry.limits.stopTimeout, self.close)
 
     # -- what comes
 

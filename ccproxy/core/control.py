@@ -219,16 +219,16 @@ class ControlQueue:
         self._wait = None
         vm, now = self._vm, self._vm.registry.clock.seconds()
         limits, stuck = vm.registry.limits, self.inFlight
-        if stuck is not None and stuck is not self._reported:
-            if now >= stuck.sent + limits.commandWarning:
-                self._reported = stuck
-                vm.log.warn(
-                    "the agent has not answered {command} for {seconds:.0f} s",
-                    event="slow-answer",
-                    command=stuck.name,
-                    seconds=now - stuck.sent,
-                    **vm.fields,
-                )
+        slow = stuck is not None and now >= stuck.sent + limits.commandWarning
+        if stuck is not None and slow and stuck is not self._reported:
+            self._reported = stuck
+            vm.log.warn(
+                "the agent has not answered {command} for {seconds:.0f} s",
+                event="slow-answer",
+                command=stuck.name,
+                seconds=now - stuck.sent,
+                **vm.fields,
+            )
         if limits.commandTimeout:
             for command in self._all():
                 if not command.expired and now >= command.arrived + limits.commandTimeout:

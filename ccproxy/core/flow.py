@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from .clock import Wait, cancel
 
 if TYPE_CHECKING:
+    from .client import Client
     from .limits import Limits
     from .session import Session
     from .vm import VM
@@ -64,11 +65,12 @@ class Flow:
     @ivar since: since when it does, in seconds of the clock.
     """
 
-    __slots__ = ("_readSince", "_vm", "_wait", "blocker", "since")
+    __slots__ = ("_readSince", "_shim", "_vm", "_wait", "blocker", "since")
 
     def __init__(self, vm: VM) -> None:
         self._vm = vm
         self._wait: Wait | None = None
+        self._shim: Client | None = None
         self.blocker: Session | None = None
         self.since = 0.0
         self._readSince = 0.0
@@ -99,10 +101,10 @@ class Flow:
         """C{session} may have room again, or has gained or lost its shim."""
         if self.blocker is not session:
             return
-        if session.full:
-            self._arm()
-        else:
+        if not session.full:
             self.release()
+        elif session.shim is not self._shim:
+            self._arm()
 
     def release(self) -> None:
         """Read the channel again."""
@@ -130,10 +132,12 @@ class Flow:
         later = self._vm.registry.later
         if session is None:
             return
+        self._shim = session.shim
         if session.shim is None:
             self._wait = later(limits.absentTimeout, self._drop, session)
         else:
-            self._wait = later(limits.stalledWarning, self._warn, session)
+            delay = min(limits.stalledWarning, limits.stalledDrop or limits.stalledWarning)
+            self._wait = later(delay, self._warn, session)
 
     def _warn(self, session: Session) -> None:
         """The shim has not read for a while."""
@@ -143,7 +147,7 @@ class Flow:
             " {seconds:.0f} s",
             event="shim-stalled",
             session=session.name,
-            seconds=limits.stalledWarning,
+            seconds=vm.registry.clock.seconds() - self.since,
             **vm.fields,
         )
         if limits.stalledDrop:

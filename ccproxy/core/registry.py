@@ -93,7 +93,6 @@ class Registry:
                 limit=self.limits.maxClients,
                 client=name,
             )
-            self.later(self.limits.stopTimeout, client.close)
         else:
             self.log.debug("client connected", event="client-connected", client=name)
         return client
@@ -247,6 +246,8 @@ class Registry:
             client.close()
         for vm in [*self.vms.values(), *self.leaving]:
             vm.shutDown()
+        for session in list(self.tokens.values()):
+            session.end()
         self.vms.clear()
 
 

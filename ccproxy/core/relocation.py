@@ -111,8 +111,8 @@ class StartData:
         """
         if self._strangeKey is not None:
             raise RequestError(
-                f"hyperstart 0.x does not know process.{self._strangeKey[:64]}, and would read nothing"
-                " behind it; args must come before it"
+                f"hyperstart 0.x does not know process.{self._strangeKey[:64]}, and would read"
+                " nothing behind it; args must come before it"
             )
 
     def render(self, stdio: int, stderr: int, process: str | None = None) -> bytes:

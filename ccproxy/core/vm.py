@@ -336,7 +336,8 @@ class VM:
         key = (container, process)
         if self.dialect is Dialect.HYPERSTART1 and key in self._processes:
             raise RequestError(
-                f"{self.containerId}: process {process} of container {container} is running"
+                f"{self.containerId}: process {str(process)[:64]} of container {container[:64]}"
+                " is running"
             )
         self._processes[key] = session
         self.numbers[session.stdio] = self.numbers[session.stderr] = session
@@ -563,6 +564,7 @@ class VM:
         elif self.state is VMState.REGISTERED:
             self._advance(VMInput.LOSE)
         self._close(VMGone(f"{self.containerId}: the proxy is stopping"))
+        self._cancelWaits()
         for session in list(self.sessions):
             session.end()
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ccproxy.wire.codes import Command, ControlCode, Dialect
+from ccproxy.wire.codes import Command, ControlCode, Dialect, Stream
 from ccproxy.wire.messages import Message, encodeControl
 
 from .memory import MemoryClient, MemoryVM, World, errorText, startData
@@ -301,7 +301,7 @@ class DeadlineTests(SynchronousTestCase):
     def test_lateStart(self) -> None:
         """A late ACK of a start starts the session all the same."""
         shim = self.world.shim(self.tokens[0])
-        shim.stream(0, b"typed")
+        shim.stream(Stream.STDIN, b"typed")
         self.runtime.hyper("newcontainer", startData(), self.tokens)
         self.world.clock.advance(600)
         self.assertIn("has not answered newcontainer", errorText(self.runtime.frame()))

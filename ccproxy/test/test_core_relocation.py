@@ -50,7 +50,8 @@ STRANGE_KEYS = TEXTS.filter(lambda key: key.casefold() not in KNOWN)
 def members(draw: st.DrawFn, ours: dict[str, Any]) -> list[tuple[str, str]]:
     """Members of an object, keys and texts: some strange ones, perhaps twice, among C{ours}."""
     found = draw(st.lists(st.tuples(STRANGE_KEYS, VALUES), max_size=3))
-    if found and draw(st.booleans()):
+    twice = bool(found) and draw(st.booleans())
+    if twice:
         found.append((found[0][0], draw(VALUES)))
     found = draw(st.permutations(found + list(ours.items())))
     return [
@@ -86,9 +87,9 @@ class PropertyTests(SynchronousTestCase):
         numbers = '"stdio":7' if ours.get("terminal") else '"stdio":7,"stderr":8'
         for key, member in outer:
             if key == "process":
-                given = "{" + ",".join(f"{before}{m}{after}" for _, m in inner) + "}"
+                written = "{" + ",".join(f"{before}{m}{after}" for _, m in inner) + "}"
                 kept = "".join(f",{m}" for k, m in inner if k not in ("stdio", "stderr"))
-                text.append(f'"process":{given}')
+                text.append(f'"process":{written}')
                 expected.append(f'"process":{{{numbers}{kept}}}')
             else:
                 text.append(member)
@@ -140,8 +141,8 @@ class NumberTests(SynchronousTestCase):
 
     def test_id(self) -> None:
         """An id is put in first where it is absent, null or empty."""
-        for given in (b"", b'"id":null,', b'"id":"",'):
-            data = b'{"process":{%b"args":["a"]}}' % given
+        for absent in (b"", b'"id":null,', b'"id":"",'):
+            data = b'{"process":{%b"args":["a"]}}' % absent
             self.assertIsNone(parse(data).process)
             self.assertEqual(
                 relocated(data, process="7"),

@@ -34,9 +34,7 @@ class StartTests(SynchronousTestCase):
         runtime.hyper("newcontainer", startData(), tokens)
         sent = agent.command()
         self.assertEqual(sent.number, ControlCode.NEWCONTAINER)
-        self.assertEqual(
-            sent.body, b'{"id":"c1","process":{"stdio":3,"stderr":4,"args":["true"]}}'
-        )
+        self.assertEqual(sent.body, b'{"id":"c1","process":{"stdio":3,"stderr":4,"args":["true"]}}')
         self.assertEqual(agent.stdin(), [])
         agent.ack()
         self.assertEqual(brief(runtime.frames()), [(FrameType.RESPONSE, Command.HYPER, b"")])

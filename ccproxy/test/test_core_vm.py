@@ -638,6 +638,19 @@ class UnregisterTests(SynchronousTestCase):
         self.agent.output(5, b"out")
         self.assertEqual(brief(shim.frames()), [(FrameType.STREAM, b"out")])
 
+    def test_notStarted(self) -> None:
+        """P11: a shim whose process cannot be started any more waits for nothing."""
+        world = World(Dialect.CC)
+        _, runtime, tokens = world.register(streams=1)
+        shim = world.shim(tokens[0])
+        shim.send(Command.SIGNAL, {"signalNumber": 2})
+        runtime.call(Command.UNREGISTER_VM, {"containerId": "vm"})
+        self.assertIn("VM has been unregistered", errorText(shim.frame()))
+        text = shim.refused(Command.SIGNAL, {"signalNumber": 2})
+        self.assertIn("starts no process", text)
+        shim.send(Command.SIGNAL, {"signalNumber": 9})
+        self.assertEqual(brief(shim.frames())[0], (FrameType.NOTIFICATION, b"\0"))
+
     def test_told(self) -> None:
         """Pod mode is told."""
         told: list[bool] = []
