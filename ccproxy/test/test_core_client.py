@@ -340,10 +340,10 @@ class LeavingTests(SynchronousTestCase):
 
     def test_unsentCommandIsSent(self) -> None:
         """A start that only waits for its turn is sent, though its client is gone."""
-        shim = self.world.shim(self.tokens[0])
         self.runtime.hyper("ping")
         client = self.attached()
         client.hyper("newcontainer", startData(), [self.tokens[0]])
+        shim = self.world.shim(self.tokens[0])
         client.connection.end()
         self.agent.ack()
         self.assertEqual(self.agent.commands()[-1].number, ControlCode.NEWCONTAINER)

@@ -453,6 +453,7 @@ class LossTests(SynchronousTestCase):
         shim = self.world.process(self.agent, self.runtime, self.tokens[0])
         self.agent.control.end()
         self.runtime.call(Command.UNREGISTER_VM, {"containerId": "vm"})
+        self.assertEqual(self.world.registry.leaving, {self.agent.vm})
         self.agent.output(3, b"still")
         self.agent.io.end()
         self.assertEqual(brief(shim.frames()), [(FrameType.STREAM, b"still"), LOST])
