@@ -28,7 +28,7 @@ from .tally import Tally
 
 MIB = 1 << 20
 #: Seconds of the whole time for the VMs that have begun to end.
-ENDING = 15
+ENDING = 8
 #: Seconds in which everything must be freed: output that nobody fetches is kept for 30.
 FREEING = 45
 #: The most that the daemon may have grown at the end, in bytes: what its allocator does not return.
@@ -61,6 +61,7 @@ class Soak:
         daemon, options, tally = self._daemon, self._options, self._tally
         # What is loaded when it is first needed belongs to the start.
         await (await self._connect()).close()
+        await deferLater(self._reactor, 0.5, lambda: None)
         descriptors = len(daemon.descriptors())
         memory, cpu, begun = daemon.memory(), daemon.cpuSeconds(), time.monotonic()
         watching = LoopingCall(self._watch)

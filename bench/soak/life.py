@@ -163,11 +163,12 @@ class Life:
         """
         chance, cc = self.random, vm.dialect is Dialect.CC
         longest = 1024 if cc else 10240 - IO_HEADER.size
-        bulk = self._chance(0.15)
+        bulk = self._chance(0.2)
+        most = 4000 if bulk else 300
         self._nextSeed += 3
         task = Task(
             seed=self._nextSeed,
-            outputs=(0, 0) if init else (int(8 ** (4 * chance.random())), chance.randrange(30)),
+            outputs=(0, 0) if init else (int(most ** chance.random()), chance.randrange(30)),
             longest=longest,
             recordSize=longest if bulk else 0,
             perTurn=chance.choice([16, 64]) if bulk else 1,

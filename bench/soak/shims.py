@@ -148,7 +148,8 @@ class Shim:
             await client.connectShim(self.token, PATIENCE)
         except (ProxyError, ConnectionClosed) as error:
             await client.close()
-            gone = (vm.ended and self.lossy) or (vm.over and not self.connected)
+            forgotten = vm.ended and (self.lossy or vm.unregistered)
+            gone = forgotten or (vm.over and not self.connected)
             if self.status is None and not gone:
                 raise Violation(f"shim of process {self.task.seed}: {error}") from None
             return False
@@ -169,6 +170,9 @@ class Shim:
         for output in self.outputs:
             output.cut()
         if self.status is not None:
+            return False
+        if vm.ended and vm.unregistered:
+            # What nobody asks for any more ends without a status.
             return False
         if not self._killed:
             raise Violation(f"the shim of process {self.task.seed} was hung up on")
