@@ -1,0 +1,763 @@
+"""
+The promises about data, waits and ends, tried by a machine (promises P6 to P15, P19 and P20).
+
+Random interleavings of everything that clients, shims, agents and time can do, over the pure
+core; L{ccproxy.test.model} says what each of them must see. In CI the interleavings are the same
+each time; C{CCPROXY_MODEL_SECONDS=600} tries new ones for that long.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import hypothesis
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from twisted.trial.unittest import SynchronousTestCase
+
+from ccproxy.wire.codes import Command, Dialect, FrameType, Stream
+from ccproxy.wire.frames import encodeStream
+from ccproxy.wire.messages import encodeIO
+
+from .memory import World, command, registration, startData
+from .model import Call, Held, Line, Peer, Track
+from .modelguest import SIGWINCH, Entry, Guest, Proc
+
+NAMES = ("alpha", "beta")
+CONTAINERS = ("c1", "c2", "c3")
+HYPERS = ("ping", "readfile", "startpod", "removecontainer", "onlinecpumem", "destroypod")
+SIZES = (1, 1, 2, 40, 700, 1012, 4084, 10000)
+PICK = st.integers(0, 1000)
+FEW = st.integers(0, 3)
+BOOL = st.booleans()
+
+
+class Model:
+    """
+    The world, and what is known of it.
+
+    @ivar names: the VMs that clients can know, by name; registering and lost ones too.
+    @ivar tokens: the sessions by their tokens, as long as these are good.
+    """
+
+    def __init__(self, dialect: Dialect | None, **limits: Any) -> None:
+        self.world = World(
+            dialect,
+            readyTimeout=10.0,
+            commandTimeout=60.0,
+            processTimeout=20.0,
+            undeliveredTimeout=12.0,
+            absentTimeout=15.0,
+            lostTimeout=200.0,
+            maxCommands=6,
+            maxUnanswered=12,
+            clientBuffer=2048,
+            **limits,
+        )
+        self.limits = self.world.registry.limits
+        self.world.registry.makeToken = self._makeToken
+        self.names: dict[str, Guest] = {}
+        self.guests: list[Guest] = []
+        self.peers: list[Peer] = []
+        self.tokens: dict[str | None, Track] = {}
+        self._made = self._predicted = self._nonce = self._events = 0
+
+    @property
+    def now(self) -> float:
+        """Now."""
+        return self.world.clock.seconds()
+
+    def _makeToken(self) -> str:
+        self._made += 1
+        return f"{self._made:06d}" + "A" * 37 + "="
+
+    def nextToken(self) -> str:
+        """The token that is made next."""
+        self._predicted += 1
+        return f"{self._predicted:06d}" + "A" * 37 + "="
+
+    def nonce(self) -> int:
+        """A number that nothing else has."""
+        self._nonce += 1
+        return self._nonce
+
+    def peer(self) -> Peer:
+        """A new client."""
+        peer = Peer(self)
+        self.peers.append(peer)
+        return peer
+
+    # -- turns
+
+    def _lines(self) -> list[tuple[Line, Any]]:
+        lines: list[tuple[Line, Any]] = [(peer.line, peer) for peer in self.peers if not peer.closed]
+        for guest in self.guests:
+            if guest.state != "connecting" and not guest.closed:
+                lines += [(guest.lineControl, guest), (guest.lineIO, guest)]
+        return lines
+
+    def settle(self) -> None:
+        """Let the core go on until nothing moves."""
+        moved = True
+        while moved:
+            moved = False
+            for line, owner in self._lines():
+                before = line.used, line.endSeen, line.closed
+                if not line.quiet:
+                    line.pump()
+                owner.account()
+                moved = moved or before != (line.used, line.endSeen, line.closed)
+            for guest in self.guests:
+                while guest.reading and guest.lineIO.waiting and not guest.lineIO.closed:
+                    guest.lineIO.drain()
+                    guest.account()
+                    moved = True
+        for peer in self.peers:
+            peer.account()
+            peer.observe()
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, timer by timer."""
+        clock, end = self.world.clock, self.now + seconds
+        while True:
+            calls = [call.getTime() for call in clock.getDelayedCalls()]
+            if not calls or min(calls) > end:
+                break
+            clock.advance(max(0.0, min(calls) - self.now))
+            self._tick()
+        clock.advance(end - self.now)
+        self._tick()
+
+    def _tick(self) -> None:
+        for entry in self.world.events[self._events :]:
+            if entry.get("event") == "output-dropped":
+                self._dropped(entry)
+        self._events = len(self.world.events)
+        for guest in self.guests:
+            guest.tick(self.now)
+            guest.account()
+        for peer in self.peers:
+            peer.account()
+        self.settle()
+
+    def _dropped(self, entry: dict[str, Any]) -> None:
+        """The core gives up output: it may, and says so."""
+        (track,) = [
+            track
+            for guest in self.guests
+            for track in guest.tracks.values()
+            if track.token is not None and entry["session"] == track.token[:6] + "..."
+        ]
+        guest = track.guest
+        assert track.shim is None, "output dropped under the eyes of its shim"
+        held = sum(map(len, track.frames))
+        assert held >= self.world.registry.budget.share, "dropped too early"
+        assert guest.blockedSince is not None
+        assert self.now >= guest.blockedSince + self.limits.absentTimeout, "dropped too early"
+        track.dropping = True
+
+    # -- what always holds
+
+    def check(self) -> None:
+        """Compare the core with the model, after a step."""
+        registry = self.world.registry
+        for peer in self.peers:
+            peer.check()
+        used = 0
+        for guest in self.guests:
+            guest.check()
+            sessions = {session.stdio: session for session in guest.vm.sessions}
+            alive = {stdio for stdio, track in guest.tracks.items() if track.state != "ended"}
+            assert set(sessions) == alive, f"sessions {set(sessions)}, not {alive}"
+            for stdio, session in sessions.items():
+                track = guest.tracks[stdio]
+                used += session.buffered + session.stdinSize
+                assert session.buffered >= sum(map(len, track.frames))
+                assert sum(map(len, session.pending)) == session.pendingSize
+                assert session.buffered <= self.limits.sessionBuffer + 10100, "too much output"
+                assert session.stdinSize <= self.limits.sessionBuffer + 10100, "too much stdin"
+                held = max(0, len(track.stdin) - track.got)
+                assert session.stdinSize <= held, "stdin from nowhere"
+        assert registry.budget.used == used, f"{registry.budget.used} counted, {used} held"
+        assert set(registry.tokens) == set(self.tokens), "other tokens"
+        assert set(registry.vms) == set(self.names), "other VMs"
+        assert registry.clients == {peer.core for peer in self.peers if not peer.closed}
+        self.peers = [peer for peer in self.peers if not peer.closed]
+        self.guests = [
+            guest
+            for guest in self.guests
+            if not (guest.closed and guest.state == "gone")
+            or any(track.state != "ended" for track in guest.tracks.values())
+        ]
+
+    def finish(self) -> None:
+        """Everybody goes: all that is owed is paid, and nothing is left."""
+        for peer in self.peers:
+            peer.line.put(b"")
+            if not peer.closed:
+                peer.line.makeRoom()
+        for guest in self.guests:
+            if guest.state != "connecting" and not guest.closed:
+                guest.reading = True
+                guest.lineIO.makeRoom()
+        self.settle()
+        self.check()
+        for guest in self.guests:
+            for line in (guest.lineControl, guest.lineIO):
+                if guest.state != "connecting":
+                    line.end()
+                    guest.account()
+        self.settle()
+        self.check()
+        self.advance(600.0)
+        self.check()
+        for peer in self.peers:
+            assert not peer.calls, "commands that were never answered"
+            peer.line.end()
+            peer.account()
+        self.settle()
+        self.check()
+        self.advance(1000.0)
+        self.check()
+        registry = self.world.registry
+        assert not self.peers and not self.guests
+        assert not registry.tokens and not registry.vms and not registry.leaving
+        assert registry.budget.used == 0
+        left = self.world.clock.getDelayedCalls()
+        assert not left, f"timers are left: {left}"
+
+
+class CoreMachine(RuleBasedStateMachine):
+    """What can happen."""
+
+    model: Model
+
+    @initialize(
+        dialect=st.sampled_from([Dialect.CC, Dialect.HYPERSTART0, Dialect.HYPERSTART1]),
+        configured=BOOL,
+        crowded=BOOL,
+        past=BOOL,
+    )
+    def begin(self, dialect: Dialect, configured: bool, crowded: bool, past: bool) -> None:
+        """A world, with one VM registered in most cases."""
+        self.dialect = dialect
+        limits = {"totalBuffer": 6000, "crowdedBuffer": 2048} if crowded else {}
+        self.model = Model(dialect if configured else None, sessionBuffer=8192, **limits)
+        self._register(self.model.peer(), "alpha", 3, past)
+        guest = self.model.guests[0]
+        guest.connect()
+        if not past:
+            self._ready(guest)
+        self._end()
+
+    def _end(self) -> None:
+        self.model.settle()
+        self.model.check()
+
+    def teardown(self) -> None:
+        if sys.exc_info()[0] is None:
+            self.model.finish()
+
+    # -- choices
+
+    def _peers(self) -> list[Peer]:
+        return [peer for peer in self.model.peers if not peer.deaf and not peer.line._ended]
+
+    def _shims(self) -> list[Peer]:
+        return [peer for peer in self._peers() if peer.track is not None]
+
+    def _runtimes(self) -> list[Peer]:
+        return [peer for peer in self._peers() if peer.track is None and not peer.wasShim]
+
+    def _runtime(self, pick: int) -> Peer:
+        """A client that is no shim; a new one from time to time."""
+        found = self._runtimes()
+        if not found or pick % 5 == 0 and len(found) < 6:
+            return self.model.peer()
+        return found[pick % len(found)]
+
+    def _connected(self) -> list[Guest]:
+        return [
+            guest
+            for guest in self.model.guests
+            if guest.state != "connecting" and not guest.closed
+        ]
+
+    def _talking(self) -> list[Guest]:
+        return [guest for guest in self._connected() if not guest.lineControl._ended]
+
+    def _procs(self) -> list[Proc]:
+        return [
+            proc
+            for guest in self.model.guests
+            if guest.open and not guest.closed
+            for proc in guest.procs
+            if not proc.ended
+        ]
+
+    # -- VMs
+
+    def _register(self, peer: Peer, name: str, streams: int, past: bool) -> None:
+        model = self.model
+
+        def begun(call: Call) -> None:
+            old = model.names.get(name)
+            if old is not None and old.state != "lost":
+                call.resolve(False)
+                return
+            if old is not None:
+                old.unregister()
+                if not old.closed:
+                    old.gone(replaced=True)
+            vm = model.world.connector.wanted.pop(0)
+            guest = model.names[name] = Guest(model, vm, self.dialect, call, past)
+            model.guests.append(guest)
+            peer.registering = guest
+
+        peer.command(Command.REGISTER_VM, registration(name, streams), begun)
+
+    def _ready(self, guest: Guest) -> None:
+        guest.lineControl.put(b"\0\0\0\x08\0\0\0\x08")
+        guest.ready()
+
+    @rule(pick=PICK, name=st.sampled_from(NAMES), streams=FEW, past=BOOL)
+    def registers(self, pick: int, name: str, streams: int, past: bool) -> None:
+        """A client registers a VM."""
+        self._register(self._runtime(pick), name, streams, past)
+        self._end()
+
+    @precondition(lambda self: any(g.state == "connecting" for g in self.model.guests))
+    @rule(fails=st.sampled_from([False, False, False, True]))
+    def connects(self, fails: bool) -> None:
+        """A VM's sockets are connected, or not."""
+        guest = next(guest for guest in self.model.guests if guest.state == "connecting")
+        if fails:
+            guest.vm.connectFailed("no such socket")
+            guest.fail()
+        else:
+            guest.connect()
+        self._end()
+
+    @precondition(lambda self: any(g.state == "waiting" for g in self.model.guests))
+    @rule(stale=FEW, cut=st.integers(0, 40))
+    def becomesReady(self, stale: int, cut: int) -> None:
+        """The agent says READY, or, where that is past, sends what was left of earlier days."""
+        guest = next(guest for guest in self.model.guests if guest.state == "waiting")
+        if not guest.past:
+            self._ready(guest)
+        elif not guest.lineIO._ended and not guest.lineControl._ended:
+            old = b"".join(encodeIO(5 + n, b"\xff" * 30) for n in range(stale))
+            guest.lineIO.put(b"\xff" * cut + old)
+            if guest.inFlight is None:
+                guest.lineControl.put(b"\0\0\0\x09\0\0\0\x0aok" * stale)
+            else:
+                guest.answer(True, b"")
+        self._end()
+
+    @rule(pick=PICK, name=st.sampled_from(NAMES), streams=FEW)
+    def attaches(self, pick: int, name: str, streams: int) -> None:
+        """A client attaches to a VM."""
+        peer, model = self._runtime(pick), self.model
+
+        def begun(call: Call) -> None:
+            guest = model.names.get(name)
+            if guest is None or guest.state not in ("registered", "lost"):
+                call.resolve(False)
+            elif guest.state == "lost" and streams:
+                call.resolve(False)
+            else:
+                peer.guest = guest
+                call.tokens = guest.tokens(streams)
+                call.resolve(True)
+
+        peer.command(Command.ATTACH_VM, {"containerId": name, "numIOStreams": streams}, begun)
+        self._end()
+
+    @rule(pick=PICK, name=st.sampled_from(NAMES), sure=FEW)
+    def unregisters(self, pick: int, name: str, sure: int) -> None:
+        """A client unregisters a VM, now and then."""
+        if sure:
+            return
+        peer, model = self._runtime(pick), self.model
+
+        def begun(call: Call) -> None:
+            guest = model.names.get(name)
+            known = guest is not None and guest.state in ("registered", "lost")
+            if guest is not None and known:
+                guest.unregister()
+            call.resolve(known)
+
+        peer.command(Command.UNREGISTER_VM, {"containerId": name}, begun)
+        self._end()
+
+    @precondition(lambda self: self._connected())
+    @rule(pick=PICK, io=BOOL, both=BOOL, sure=FEW)
+    def loses(self, pick: int, io: bool, both: bool, sure: int) -> None:
+        """A channel ends, or both do."""
+        if sure:
+            return
+        guests = self._connected()
+        guest = guests[pick % len(guests)]
+        for line in (guest.lineIO, guest.lineControl)[:: 1 if io else -1][: 1 + both]:
+            line.end()
+            guest.account()
+        self._end()
+
+    # -- commands
+
+    @rule(pick=PICK, name=st.sampled_from(HYPERS), length=st.sampled_from([0, 10, 5000]))
+    def hypers(self, pick: int, name: str, length: int) -> None:
+        """A client gives a command that the agent shall answer."""
+        found = [peer for peer in self._peers() if peer.guest is not None]
+        peer = found[pick % len(found)] if found else self._runtime(pick)
+        nonce = self.model.nonce()
+
+        def begun(call: Call) -> None:
+            guest = peer.guest
+            if guest is None or guest.state == "lost":
+                call.resolve(False)
+            else:
+                guest.add(Entry(peer, call, nonce, name))
+
+        data = {"nonce": str(nonce), "filler": "x" * length}
+        peer.command(Command.HYPER, {"hyperName": name, "data": data}, begun)
+        self._end()
+
+    def _start(self, peer: Peer, token: str | None, pick: int, id: str | None) -> None:
+        name = "execcmd" if pick % 3 == 0 else "newcontainer"
+        nonce, terminal = self.model.nonce(), pick % 7 == 0
+        container = CONTAINERS[pick % len(CONTAINERS)] if name == "execcmd" else f"n{nonce}"
+        if pick % 11 == 0:
+            container = CONTAINERS[0]
+
+        def begun(call: Call) -> None:
+            guest = peer.guest
+            if guest is None or guest.state == "lost":
+                call.resolve(False)
+                return
+            track = self.model.tokens.get(token)
+            if token is not None and (track is None or track.guest is not guest):
+                call.resolve(False)
+                return
+            call.maybe = "is running"
+            entry = Entry(peer, call, nonce, name, track)
+            entry.container, entry.id, entry.terminal = container, id, terminal
+            guest.start(entry)
+
+        more: dict[str, Any] = {} if id is None else {"id": id}
+        if terminal:
+            more["terminal"] = True
+        data = startData(name, container, **more)
+        data["process"]["args"] = ["run", str(nonce)]
+        tokens = [] if token is None else [token]
+        payload = {"hyperName": name, "data": data, "tokens": tokens}
+        peer.command(Command.HYPER, payload, begun)
+
+    @rule(pick=PICK, which=PICK, id=st.sampled_from([None, None, "p1"]))
+    def starts(self, pick: int, which: int, id: str | None) -> None:
+        """A client starts a process, with a token or without."""
+        tokens = [*self.model.tokens]
+        token = tokens[which % len(tokens)] if tokens and which % 5 else None
+        track = self.model.tokens.get(token)
+        found = [peer for peer in self._peers() if peer.guest is not None]
+        if track is not None and pick % 8:
+            found = [peer for peer in found if peer.guest is track.guest]
+        peer = found[pick % len(found)] if found else self._runtime(pick)
+        self._start(peer, token, pick, id)
+        self._end()
+
+    @precondition(lambda self: any(g.inFlight for g in self._talking()))
+    @rule(pick=PICK, ok=st.sampled_from([True, True, True, False]), again=FEW)
+    def answers(self, pick: int, ok: bool, again: int) -> None:
+        """An agent answers."""
+        guests = [guest for guest in self._talking() if guest.inFlight]
+        guest = guests[pick % len(guests)]
+        if guest.inFlight == "ping" and guest.lineIO._ended:
+            return
+        for _ in range(again if guest.hyperstart else 0):
+            guest.next()
+        entry = guest.inFlight
+        if isinstance(entry, Entry) and entry.proc is not None and not ok:
+            if any(proc is entry.proc for _, proc, _, _ in guest.messages) or entry.proc.told:
+                ok = True
+        guest.answer(ok, f"answer {self.model.nonce()}".encode())
+        self._end()
+
+    # -- shims
+
+    def _connect(self, peer: Peer, token: str) -> None:
+        def begun(call: Call) -> None:
+            track = self.model.tokens.get(token)
+            if track is not None and track.shim is not None and track.shim is not peer:
+                track.shim.account()
+            if track is None or track.shim is not None or peer.wasShim or track.state == "ended":
+                call.resolve(False)
+            else:
+                call.resolve(True)
+                track.claim(peer)
+
+        peer.command(Command.CONNECT_SHIM, {"token": token}, begun)
+
+    @precondition(lambda self: self.model.tokens)
+    @rule(which=PICK, again=st.sampled_from([False, False, False, True]), room=st.booleans())
+    def connectsShim(self, which: int, again: bool, room: bool) -> None:
+        """A shim connects, or connects once more, perhaps one that reads little."""
+        tokens = [*self.model.tokens]
+        shims = self._shims()
+        peer = shims[which % len(shims)] if again and shims else self.model.peer()
+        if not again and not room:
+            peer.line.room = 50 + which
+        self._connect(peer, tokens[which % len(tokens)] or "")
+        self._end()
+
+    @rule(pick=PICK, id=st.sampled_from([None, None, "p1"]))
+    def launches(self, pick: int, id: str | None) -> None:
+        """All that it takes to have a process, at once."""
+        free = [
+            track
+            for track in self.model.tokens.values()
+            if track.state == "created" and track.start is None and track.shim is None
+            and track.guest.state == "registered"
+        ]  # fmt: skip
+        if not free:
+            return
+        track = free[pick % len(free)]
+        self._connect(self.model.peer(), track.token or "")
+        found = [peer for peer in self._peers() if peer.guest is track.guest]
+        if found:
+            self._start(found[pick % len(found)], track.token, pick, id)
+            self.model.settle()
+            while track.state != "running" and track.guest.inFlight:
+                if track.guest.lineControl._ended:
+                    break
+                track.guest.answer(True, b"")
+                self.model.settle()
+        self._end()
+
+    @precondition(lambda self: self._shims())
+    @rule(pick=PICK, size=st.sampled_from((0, *SIZES)), count=st.integers(1, 4), hold=FEW)
+    def types(self, pick: int, size: int, count: int, hold: int) -> None:
+        """A shim sends stdin, perhaps with a frame that is cut."""
+        shims = self._shims()
+        peer = shims[pick % len(shims)]
+        for _ in range(count):
+            data = (b"%d." % self.model.nonce() * size)[:size]
+            track = peer.track
+
+            def begun(data: bytes = data, track: Track | None = track) -> None:
+                if track is not None and peer.track is track:
+                    track.takeInput(data)
+
+            peer.send(encodeStream(Stream.STDIN, data), begun, hold)
+        self._end()
+
+    @precondition(lambda self: self._shims())
+    @rule(pick=PICK, number=st.sampled_from([1, 2, 9, 10, 15, 28, 28, 64]), good=FEW)
+    def signals(self, pick: int, number: int, good: int) -> None:
+        """A shim sends a signal; a bad one now and then."""
+        shims = self._shims()
+        peer, model = shims[pick % len(shims)], self.model
+        valid = bool(good) or pick % 2 == 0
+        size = {"columns": 80 + good, "rows": 25} if (number == SIGWINCH) is valid else {}
+
+        def begun(call: Call) -> None:
+            track = peer.track
+            if track is None or not valid:
+                call.resolve(False)
+            elif track.state == "created" and number in (9, 15):
+                track.kill()
+                call.behind = track
+                call.resolve(True, b"")
+            elif track.state == "starting" or (
+                track.state == "created" and track.guest.state == "registered"
+            ):
+                deadline = model.now + model.limits.processTimeout
+                track.held.append(Held(call, number, size, deadline))
+            else:
+                track.guest.signal(call, track, number, size)
+
+        peer.command(Command.SIGNAL, {"signalNumber": number, **size}, begun)
+        self._end()
+
+    @precondition(lambda self: self._shims())
+    @rule(pick=PICK)
+    def disconnects(self, pick: int) -> None:
+        """A shim disconnects."""
+        shims = self._shims()
+        peer = shims[pick % len(shims)]
+
+        def begun() -> None:
+            if peer.track is not None:
+                peer.track.release()
+
+        peer.send(encodeStream(Stream.LOG, b"no JSON"), lambda: None)
+        peer.send(command(Command.DISCONNECT_SHIM), begun)
+        self._end()
+
+    # -- clients come and go
+
+    @precondition(lambda self: self._peers())
+    @rule(pick=PICK, how=st.sampled_from(["gone", "gone", "half", "unnoticed"]))
+    def goes(self, pick: int, how: str) -> None:
+        """A client or shim goes."""
+        peers = self._peers()
+        peer = peers[pick % len(peers)]
+        if how == "unnoticed":
+            peer.line.hangUp()
+        else:
+            peer.line.end(how == "gone")
+            peer.account()
+        self._end()
+
+    @precondition(lambda self: self._peers())
+    @rule(pick=PICK, words=st.booleans())
+    def breaks(self, pick: int, words: bool) -> None:
+        """A client breaks the framing."""
+        peers = self._peers()
+        peer = peers[pick % len(peers)]
+        if pick % 3:
+            return
+
+        def begun() -> None:
+            peer.deaf = True
+            call = Call(peer, Command.HYPER)
+            peer.calls.append(call)
+            call.resolve(False)
+            peer.giveUp()
+
+        header = bytes([0, 2, 2 if words else 3, 0, 0, 0, FrameType.COMMAND, Command.HYPER])
+        peer.send(header + b"\xff\xff\xff\xff", begun)
+        self._end()
+
+    @precondition(lambda self: self._peers())
+    @rule(pick=PICK, room=st.sampled_from([0, 1, 11, 13, 20, 500, 5000]))
+    def stopsReading(self, pick: int, room: int) -> None:
+        """A client's socket takes only so much."""
+        shims = self._shims() or self._peers()
+        shims[pick % len(shims)].line.room = room
+
+    @rule(room=st.sampled_from([None, None, 3, 700, 3000]))
+    def readsAgain(self, room: int | None) -> None:
+        """All clients read."""
+        for peer in self.model.peers:
+            if peer.line.room is not None:
+                peer.line.makeRoom(room)
+                peer.account()
+        self._end()
+
+    # -- agents
+
+    @precondition(lambda self: self._procs())
+    @rule(pick=PICK, size=st.sampled_from(SIZES), count=st.integers(1, 5), kind=PICK)
+    def writes(self, pick: int, size: int, count: int, kind: int) -> None:
+        """A process writes, perhaps a message that is cut."""
+        procs = self._procs()
+        proc = procs[pick % len(procs)]
+        guest = proc.track.guest
+        stderr = kind % 3 == 0 and not proc.terminal
+        if not guest.hyperstart and kind % 13 == 0:
+            guest.write(proc, Stream.STDOUT, b"")
+            size = max(size, 2)
+        for _ in range(count):
+            body = (b"%d;" % self.model.nonce() * size)[:size]
+            hold = 3 if kind % 4 == 0 else 0
+            guest.write(proc, Stream.STDERR if stderr else Stream.STDOUT, body, hold)
+            if kind % 5 == 0:
+                guest.write(proc, Stream.STDERR, b"")
+        self._end()
+
+    @precondition(lambda self: self._procs())
+    @rule(pick=PICK, status=st.sampled_from([0, 1, 42, 137, 255]), event=BOOL, late=BOOL)
+    def exits(self, pick: int, status: int, event: bool, late: bool) -> None:
+        """A process ends; in hyperstart 1.x in two steps, in any order."""
+        procs = self._procs()
+        proc = procs[pick % len(procs)]
+        guest = proc.track.guest
+        if guest.dialect is Dialect.HYPERSTART1:
+            if event and not guest.lineControl._ended:
+                guest.event(proc, status)
+            else:
+                guest.write(proc, Stream.STDOUT, b"")
+                proc.ended = True
+        else:
+            guest.write(proc, Stream.STDOUT, b"")
+            if late and not proc.terminal:
+                guest.write(proc, Stream.STDERR, b"!")
+            guest.write(proc, Stream.STDOUT, bytes([status]))
+            proc.ended = True
+        self._end()
+
+    @precondition(lambda self: any(p.ended and not p.told for g in self._talking() for p in g.procs))
+    @rule(pick=PICK)
+    def tells(self, pick: int) -> None:
+        """hyperstart 1.x tells the status of a process whose output has ended."""
+        procs = [
+            proc for guest in self._talking() for proc in guest.procs if proc.ended and not proc.told
+        ]
+        proc = procs[pick % len(procs)]
+        guest = proc.track.guest
+        if guest.dialect is Dialect.HYPERSTART1 and proc.tries == proc.track.tries:
+            guest.event(proc, pick % 256)
+        else:
+            proc.told = True
+        self._end()
+
+    @precondition(lambda self: self._connected())
+    @rule(pick=PICK, room=st.sampled_from([None, None, 0, 5, 3000]))
+    def agentStalls(self, pick: int, room: int | None) -> None:
+        """An agent does not read its I/O channel."""
+        guests = self._connected()
+        guest = guests[pick % len(guests)]
+        guest.reading = False
+        guest.lineIO.room = room
+
+    @rule()
+    def agentsRead(self) -> None:
+        """All agents read."""
+        for guest in self._connected():
+            guest.reading = True
+            if guest.lineIO.room is not None and not guest.lineIO.closed:
+                guest.lineIO.makeRoom()
+                guest.account()
+        self._end()
+
+    # -- time
+
+    @rule(seconds=st.sampled_from([0.5, 1.0, 2.0, 3.0, 5.0, 16.0, 31.0, 61.0]))
+    def passes(self, seconds: float) -> None:
+        """Time passes."""
+        self.model.advance(seconds)
+        self._end()
+
+
+class ModelTests(SynchronousTestCase):
+    """The core does what the model says."""
+
+    def test_machine(self) -> None:
+        """P6 to P15, P19, P20: nothing is lost, misrouted, reordered, kept or left waiting."""
+        seconds = float(os.environ.get("CCPROXY_MODEL_SECONDS", "0"))
+        end = time.monotonic() + seconds
+        while True:
+            run_state_machine_as_test(
+                CoreMachine,
+                settings=hypothesis.settings(
+                    max_examples=1000,
+                    stateful_step_count=60,
+                    deadline=None,
+                    derandomize=not seconds,
+                    database=None,
+                    print_blob=False,
+                    suppress_health_check=list(hypothesis.HealthCheck),
+                ),
+            )
+            if time.monotonic() >= end:
+                break
