@@ -292,7 +292,7 @@ class StreamTransport:
     def resumeReading(self) -> None:
         """See L{IConnection.resumeReading}."""
         if self._paused:
-            self._paused = False
+            self._paused = self._goneTold = False
             self._offerAgain = self._receiving or self._rest is not None
             if self._readable or self._offerAgain:
                 self._poller.enqueue(self)
