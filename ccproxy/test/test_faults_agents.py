@@ -155,9 +155,7 @@ class AgentCutTests(FaultTestCase):
         # Every message of hyperstart's answer to ping: NEXT, the event, and the answer.
         event = 12 + len(EVENT) if dialect is Dialect.HYPERSTART1 else 0
         for batch in batches(ping + 1):
-            for cut, play in zip(
-                batch, self.playAll(dialect, "control", list(batch)), strict=True
-            ):
+            for cut, play in zip(batch, self.playAll(dialect, "control", list(batch)), strict=True):
                 ends = [ready, startpod, newcontainer, ping]
                 expected = [end <= cut for end in ends]
                 accepted = play.accepted + [False] * (4 - len(play.accepted))

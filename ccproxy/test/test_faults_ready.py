@@ -43,7 +43,9 @@ class PastReadyTests(FaultTestCase):
         for vm in self.registered([self.agent(ready=pieces) for pieces in stale]):
             self.assertEqual([m.number for m in vm.agent.commands()], [ControlCode.PING])
             vm.agent.answers[ControlCode.STARTPOD] = Answer(b"its own")
-            self.assertEqual(vm.client.hyper("startpod", {}), b"its own", "P20: answers are shifted")
+            self.assertEqual(
+                vm.client.hyper("startpod", {}), b"its own", "P20: answers are shifted"
+            )
             vm.usable()
             self.assertSays(vm.start())
 
@@ -72,7 +74,9 @@ class PastReadyTests(FaultTestCase):
         vms = self.registered([self.agent(ready=(READY,), readyDelay=2 * PING) for _ in range(3)])
         for vm in vms:
             vm.agent.answers[ControlCode.STARTPOD] = Answer(b"its own")
-            self.assertEqual(vm.client.hyper("startpod", {}), b"its own", "P20: answers are shifted")
+            self.assertEqual(
+                vm.client.hyper("startpod", {}), b"its own", "P20: answers are shifted"
+            )
             vm.usable()
 
     def test_lateReady(self) -> None:

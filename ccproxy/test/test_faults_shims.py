@@ -17,12 +17,13 @@ import tempfile
 import threading
 import time
 from array import array
+from collections.abc import Sequence
 
 import attrs
 
 from ccproxy.test.faults import FaultTestCase
 from ccproxy.test.processes import Running
-from ccproxy.testing.client import BlockingClient, commandFrame
+from ccproxy.testing.client import BlockingClient, Output, commandFrame
 from ccproxy.testing.daemon import environment, eventually, script
 from ccproxy.wire.codes import Command, ControlCode, FrameType, Stream
 from ccproxy.wire.frames import HEADER, encodeStream
@@ -108,12 +109,22 @@ class KilledShimTests(FaultTestCase):
         connection.sendall(commandFrame(Command.CONNECT_SHIM, {"token": token}))
         return connection
 
-    def spawn(self, program: str, connection: socket.socket, *more: str, **options: object):  # type: ignore[no-untyped-def]
+    def spawn(
+        self,
+        program: str,
+        connection: socket.socket,
+        argument: str,
+        inherited: Sequence[int] = (),
+        output: int | None = None,
+    ) -> subprocess.Popen[bytes]:
         """Give a connection to a process."""
         connection.setblocking(True)
-        arguments = [sys.executable, "-S", "-E", "-c", program, str(connection.fileno()), *more]
-        fds = [connection.fileno(), *map(int, more[:1] if program == SHIM else ())]
-        process = subprocess.Popen(arguments, pass_fds=fds, **options)  # type: ignore[call-overload]
+        fd = connection.fileno()
+        process = subprocess.Popen(
+            [sys.executable, "-S", "-E", "-c", program, str(fd), argument],
+            pass_fds=[fd, *inherited],
+            stdout=output,
+        )
         self.addCleanup(process.wait)
         self.addCleanup(process.kill)
         return process
@@ -133,7 +144,7 @@ class KilledShimTests(FaultTestCase):
         with tempfile.TemporaryFile() as file:
             file.truncate(8)
             note = mmap.mmap(file.fileno(), 8)
-            process = self.spawn(SHIM, connection, str(file.fileno()))
+            process = self.spawn(SHIM, connection, str(file.fileno()), [file.fileno()])
         return Child(process, connection, start, note)
 
     def flood(self, process: Running, other: Running, total: int) -> threading.Thread:
@@ -154,7 +165,7 @@ class KilledShimTests(FaultTestCase):
         self.addCleanup(thread.join)
         return thread
 
-    def reading(self, shim: BlockingClient, found: list[object]) -> threading.Thread:
+    def reading(self, shim: BlockingClient, found: list[Output]) -> threading.Thread:
         """Have all output of a process read."""
 
         def read() -> None:
@@ -170,7 +181,7 @@ class KilledShimTests(FaultTestCase):
         vm = self.vm(2)
         process, other = vm.start(0), vm.start(1)
         process.shim.close()
-        heard: list[object] = []
+        heard: list[Output] = []
         reader = self.reading(other.shim, heard)
         writer = self.flood(process, other, total)
         # The next shim must begin with a word from here to there, which begins a frame.
@@ -202,8 +213,8 @@ class KilledShimTests(FaultTestCase):
         reader.join()
         (output,) = heard
         expected = b"".join(words(n, 32) for n in range(0, total // PAYLOAD, 32))
-        self.assertEqual(output.stdout, expected, "P9: another's output")  # type: ignore[attr-defined]
-        self.assertEqual(output.status, 78)  # type: ignore[attr-defined]
+        self.assertEqual(output.stdout, expected, "P9: another's output")
+        self.assertEqual(output.status, 78)
         self.assertGreater(killed, 8)
         self.assertGreater(exact, 3)
 
@@ -265,10 +276,12 @@ class KilledShimTests(FaultTestCase):
         connection = self.claim(process.token)
         connection.sendall(before)
         frame = commandFrame(Command.SIGNAL, {"signalNumber": 9})
-        child = self.spawn(MONITORED, connection, frame.hex(), stdout=subprocess.PIPE)
+        reading, writing = os.pipe()
+        child = self.spawn(MONITORED, connection, frame.hex(), output=writing)
+        os.close(writing)
         connection.close()
-        self.assertEqual(os.read(child.stdout.fileno(), 1), b"*")
-        child.stdout.close()
+        self.assertEqual(os.read(reading, 1), b"*")
+        os.close(reading)
         child.kill()
 
     def assertKilled(self, process: Running, what: str) -> None:
@@ -353,5 +366,3 @@ class KilledShimTests(FaultTestCase):
         vm.client.unregisterVM(vm.id)
         vm.agent.hangUp()
         self.void([token])
-
-
