@@ -4,6 +4,8 @@
 #   make test           everything that has to hold: types, style, tests, coverage
 #   make test-lowest    the fast tests with the oldest supported dependencies
 #   make lint           types and style alone
+#   make fuzz           the fuzz targets, guided by coverage, for TIME=600 seconds
+#   make soak           VMs and shims that come and go, for TIME=1200 seconds
 #   make docs           the documentation, in docs/_build
 #   make conformance    the black-box suite, where it lies beside this folder
 #   make clean          remove all that these have made
@@ -22,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # The tests run from the wheel; those of what is not in it find it here.
 export CCPROXY_SOURCE := $(CURDIR)
 
-.PHONY: run command test unit lint test-lowest check-run docs conformance clean
+.PHONY: run command test unit lint test-lowest check-run fuzz soak docs conformance clean
 .DELETE_ON_ERROR:
 
 # The command is given to the shell inside the VM exactly as it was typed, so make must not look
@@ -56,7 +58,7 @@ unit: $(VENV)/.tools
 	"$(BIN)/coverage" report --rcfile="$(CURDIR)/setup.cfg")
 
 lint: $(VENV)/.tools
-	"$(BIN)/mypy" ccproxy twisted/plugins/ccproxy_plugin.py make/exitstatus.py
+	"$(BIN)/mypy" ccproxy twisted/plugins/ccproxy_plugin.py make/exitstatus.py fuzz bench
 	"$(BIN)/ruff" check .
 
 test-lowest: $(LOWEST)/.installed
@@ -71,6 +73,12 @@ check-run: $(VENV)/.installed
 	    > "$$folder/out" 2> "$$folder/err" < /dev/null || status=$$?; \
 	cat "$$folder/err" && test "$$status" = 7 && test "$$(cat "$$folder/out")" = hello && grep -qx oops "$$folder/err"
 
+fuzz: $(VENV)/.fuzz
+	@"$(BIN)/python" -m fuzz run --time $(or $(TIME),600)
+
+soak: $(VENV)/.installed
+	@"$(BIN)/python" -m bench.soak --time $(or $(TIME),1200)
+
 docs: $(VENV)/.docs
 	"$(BIN)/sphinx-build" -q -W --keep-going -b html docs docs/_build
 	@echo "docs/_build/index.html"
@@ -84,8 +92,8 @@ else
 endif
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build *.egg-info docs/_build .mypy_cache .ruff_cache
-	find ccproxy twisted make -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf $(VENV) $(LOWEST) build *.egg-info docs/_build .mypy_cache .ruff_cache fuzz/found fuzz/crashes
+	find ccproxy twisted make fuzz bench -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps: what is installed, and when.
 
@@ -122,6 +130,10 @@ $(VENV)/.installed: $(VENV)/.wheel
 $(VENV)/.tools: setup.cfg $(VENV)/.installed
 	@$(BIN)/pip install -qq "$(WHEEL)[test,lint]" >&2
 	@touch $@
+
+# Where there is no atheris, make fuzz says so itself.
+$(VENV)/.fuzz: setup.cfg $(VENV)/.installed
+	@$(BIN)/pip install -qq "$(WHEEL)[fuzz]" >&2 && touch $@ || true
 
 $(VENV)/.docs: setup.cfg $(VENV)/.installed
 	@$(BIN)/pip install -qq "$(WHEEL)[docs]" >&2

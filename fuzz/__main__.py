@@ -43,7 +43,7 @@ def one(name: str, arguments: Sequence[str]) -> None:
 
     @param arguments: libFuzzer's.
     """
-    import atheris  # type: ignore[import-untyped]
+    import atheris
 
     with atheris.instrument_imports(include=["ccproxy"], exclude=["ccproxy.test"]):
         from .targets import TARGETS

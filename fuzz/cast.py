@@ -50,7 +50,8 @@ class Guest(MemoryClient):
     """
     A client.
 
-    @ivar number: the number of stdin and stdout of the process whose shim it is.
+    @ivar number: the number of stdin and stdout of the process whose shim it is, where it has been
+        one for longer than a moment.
     """
 
     def __init__(self, world: World) -> None:
@@ -93,15 +94,15 @@ class Guest(MemoryClient):
                 assert asked[-1] == frame.opcode, "a response out of order"
                 assert frame.opcode != Command.DISCONNECT_SHIM or frame.error
             elif frame.type is FrameType.NOTIFICATION:
-                assert self.number is not None, "an exit for a client that is no shim"
+                assert self.client.wasShim, "an exit status for a client that is no shim"
                 assert frame.opcode == 0 and len(frame.payload) == 1
                 assert not self._exited, "a second exit status"
                 self._exited = True
             else:
-                assert frame.type is FrameType.STREAM and self.number is not None
+                assert frame.type is FrameType.STREAM and self.client.wasShim
                 assert frame.opcode in (Stream.STDOUT, Stream.STDERR) and frame.payload
                 assert not self._exited, "output after the exit status"
-                if pure:
+                if pure and self.number is not None:
                     number = self.number + (frame.opcode == Stream.STDERR)
                     assert set(frame.payload) == {number & 0xFF}, "output of another process"
 
