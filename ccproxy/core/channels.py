@@ -95,7 +95,7 @@ class IOSink:
             assert isinstance(length, int)
             if not size <= length <= PLAUSIBLE:
                 continue
-            if number in vm.numbers:
+            if number in vm.processes.numbers:
                 vm.resync = False
                 return offset
             after = offset + length

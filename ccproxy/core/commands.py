@@ -128,7 +128,7 @@ class StartCommand(SlotCommand):
         code = ControlCode.NEWCONTAINER if self.name == "newcontainer" else ControlCode.EXECCMD
         if dialect is Dialect.HYPERSTART0:
             data.checkHyperstart0()
-        session = self.session or vm.detachedSession()
+        session = self.session or vm.processes.detached()
         added = str(session.stdio) if dialect is Dialect.HYPERSTART1 and not data.process else None
         self.session = session
         session.begin(code, data.container, data.process or added, data.terminal)
@@ -136,7 +136,7 @@ class StartCommand(SlotCommand):
 
     def giveUp(self, error: RequestError) -> None:
         """Fail it, which was not sent."""
-        self._vm.giveUp(self, error)
+        self._vm.starts.giveUp(self, error)
 
     def acked(self, body: bytes) -> None:
         super().acked(body)

@@ -129,7 +129,7 @@ class ControlQueue:
             vm.learn(Dialect.HYPERSTART)
             return
         if number in _EVENT_CODES:
-            vm.processEvent(readEvent(body))
+            vm.processes.event(readEvent(body))
             return
         if number == ControlCode.POD_FINISHED:
             vm.log.info("all containers of the pod have ended", event="pod-finished", **vm.fields)

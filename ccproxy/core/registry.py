@@ -212,7 +212,7 @@ class Registry:
         """The agent of C{vm} is READY: its client is told."""
         client = slot.client
         client.registering = None
-        tokens = vm.tokens(vm.request.numIOStreams or 0)
+        tokens = vm.processes.tokens(vm.request.numIOStreams or 0)
         self.attach(client, vm)
         slot.answer(encode(IOResponse.make(self.url, tokens)))
 

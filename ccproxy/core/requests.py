@@ -50,7 +50,7 @@ def attachVM(client: Client, slot: Slot, payload: bytes) -> None:
     count = request.numIOStreams or 0
     if count and vm.state is VMState.LOST:
         raise VMGone(f"{vm.containerId}: VM is lost; unregister or replace it")
-    tokens = vm.tokens(count)
+    tokens = vm.processes.tokens(count)
     client.registry.attach(client, vm)
     slot.answer(encode(IOResponse.make(client.registry.url, tokens)))
 
@@ -90,7 +90,7 @@ def hyper(client: Client, slot: Slot, payload: bytes) -> None:
         if problem is not None:
             raise problem
     data = StartData.parse(request.hyperName, request.data)
-    vm.start(StartCommand(request.hyperName, slot, vm, session, data))
+    vm.starts.add(StartCommand(request.hyperName, slot, vm, session, data))
 
 
 def connectShim(client: Client, slot: Slot, payload: bytes) -> None:

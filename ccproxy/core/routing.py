@@ -52,7 +52,7 @@ def route(vm: VM, data: memoryview, offset: int) -> int:
         full.
     @raise ccproxy.errors.RemoteProtocolError: a header is bad.
     """
-    end, most, sessionOf = len(data), vm.registry.limits.maxMessage, vm.numbers.get
+    end, most, sessionOf = len(data), vm.registry.limits.maxMessage, vm.processes.numbers.get
     gathered: dict[Session, _Gathered] = {}
     before = None
     while vm.io is not None and end - offset >= SIZE:

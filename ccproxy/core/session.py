@@ -158,7 +158,7 @@ class Session:
         self._queueExit()
         start = self.start
         if start is not None and self.state is SessionState.CREATED:
-            self.vm.shimArrived(start)
+            self.vm.starts.shimArrived(start)
         self.vm.flow.recheck(self)
         if self._closeAfter:
             shim.finishAfterOutput()
@@ -183,7 +183,7 @@ class Session:
         self._fail(RequestError(f"shim disconnected from token {self.name}"))
         self._advance(SessionInput.RELEASE)
         self._forgetOutput()
-        self.vm.dropToken(self)
+        self.vm.processes.dropToken(self)
         if running:
             self.takeInput(b"")
         else:
@@ -199,7 +199,7 @@ class Session:
         """
         if process is None and kind is ControlCode.NEWCONTAINER:
             process = FIRST_PROCESS
-        self.vm.claimProcess(self, container, process)
+        self.vm.processes.begin(self, container, process)
         self.kind, self.container, self.process = kind, container, process
         self.terminal = terminal
         self._advance(SessionInput.START)
@@ -233,7 +233,7 @@ class Session:
             self._failSignals(RequestError(f"the process was not started: {error}"))
         if self.state is SessionState.STARTING:
             cancel(self._exitWait)
-            self.vm.dropProcess(self)
+            self.vm.processes.end(self)
             self.status, self._sawEnd = None, False
             self._dropping, self.dropped = False, 0
             if isinstance(error, AgentError):
@@ -388,7 +388,7 @@ class Session:
             **self.fields,
         )
         self._forgetStdin()
-        self.vm.dropProcess(self)
+        self.vm.processes.end(self)
         if detached:
             self._free()
         else:
@@ -473,7 +473,7 @@ class Session:
         """Nothing that waits for the process can come true: those who wait are told."""
         start, self.start = self.start, None
         if start is not None and self.state is SessionState.CREATED:
-            self.vm.giveUp(start, error)
+            self.vm.starts.giveUp(start, error)
         self._failSignals(error)
 
     def _failSignals(self, error: RequestError) -> None:
@@ -586,7 +586,7 @@ class Session:
         for wait in (self._exitWait, self._endWait):
             cancel(wait)
         self._forgetStdin()
-        self.vm.freeSession(self)
+        self.vm.processes.free(self)
 
 
 def requireSession(session: Session | None) -> Session:

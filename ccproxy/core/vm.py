@@ -12,36 +12,28 @@ from twisted.logger import Logger, LogLevel
 from ..errors import (
     AlreadyRegistered,
     DeadlineExceeded,
-    LimitReached,
     RegistryError,
     RequestError,
     VMGone,
 )
 from ..interfaces import IConnection
 from ..wire.codes import ControlCode, Dialect
-from ..wire.messages import AsyncEvent
 from ..wire.payloads import RegisterVM
 from .channels import ControlSink, IOSink
 from .clock import Wait, cancel
-from .commands import PingCommand, StartCommand, dialectOfVersion
+from .commands import PingCommand, dialectOfVersion
 from .control import ControlQueue
 from .flow import Flow
 from .outlet import Outlet
-from .session import FIRST_PROCESS, Session
-from .states import VM_TABLE, SessionState, VMInput, VMState, advance
+from .processes import Processes
+from .starts import Starts
+from .states import VM_TABLE, VMInput, VMState, advance
 from .stdin import StdinScheduler
 
 if TYPE_CHECKING:
     from .client import Client, Slot
     from .registry import Registry
 
-#: The sequence numbers of the null session: docs/protocol, "Relocation".
-NULL_STDIO = 1
-FIRST_STDIO = 3
-#: What an event calls a process that has no id.
-NO_PROCESS_ID = "(null)"
-#: Where the numbers of a VM begin whose agent may still run processes of an earlier registration.
-LATE_STDIO = 1 << 32
 #: Seconds for which the other channel is read on after one has closed.
 LAST_WORDS = 2.0
 
@@ -59,8 +51,8 @@ class VM:
     @ivar io: that of its I/O channel.
     @ivar commands: the commands for its agent.
     @ivar clients: those attached to it.
-    @ivar sessions: all that have not ended.
-    @ivar numbers: sessions whose start was sent, by each of their sequence numbers.
+    @ivar processes: its sessions.
+    @ivar starts: the starts that wait for their shims.
     @ivar resync: the I/O channel may begin inside a message of an earlier registration, as long
         as no READY has come and no message of a process of ours.
     """
@@ -83,16 +75,12 @@ class VM:
         self.stdin = StdinScheduler(self)
         self.flow = Flow(self)
         self.clients: set[Client] = set()
-        self.sessions: set[Session] = set()
-        self.numbers: dict[int, Session] = {}
+        self.processes = Processes(self)
+        self.starts = Starts(self)
         self.resync = True
         self.lostAt = 0.0
-        self._processes: dict[tuple[str, str | None], Session] = {}
-        self._parked: dict[StartCommand, Wait] = {}
         self._slot = slot
         self._controlOut: Outlet | None = None
-        self._nextStdio = FIRST_STDIO
-        self._nullFree = True
         self._readyMayCome = True
         self._notify = False
         self._waits: list[Wait] = []
@@ -191,8 +179,7 @@ class VM:
         """
         if self.state is not VMState.WAITING:
             return
-        self._nextStdio = LATE_STDIO + 2 * int(self.registry.wallClock())
-        self._nullFree = False
+        self.processes.beginLate()
         self._ready()
 
     def _ready(self) -> None:
@@ -250,150 +237,7 @@ class VM:
         if dialect is not None:
             self.learn(dialect)
 
-    # -- tokens and sessions
-
-    def newSession(self, token: str | None = None) -> Session:
-        """A session with the next pair of numbers."""
-        session = Session(self, self._nextStdio, self.registry.clock.seconds(), token)
-        self._nextStdio += 2
-        self.sessions.add(session)
-        return session
-
-    def tokens(self, count: int) -> list[str]:
-        """
-        Hand out tokens.
-
-        @raise LimitReached: the VM has too many.
-        """
-        self._makeRoom(count)
-        tokens = []
-        for _ in range(count):
-            token = self.registry.makeToken()
-            self.registry.tokens[token] = self.newSession(token)
-            tokens.append(token)
-        return tokens
-
-    def _makeRoom(self, count: int) -> None:
-        """
-        Make room for C{count} more sessions; the oldest tokens that nobody wants may have to go.
-
-        @raise LimitReached: too few of them are unwanted, and old enough to tell.
-        """
-        limits = self.registry.limits
-        excess = len(self.sessions) + count - limits.maxTokens
-        if excess <= 0:
-            return
-        youngest = self.registry.clock.seconds() - limits.tokenTimeout
-        unwanted = [
-            session
-            for session in self.sessions
-            if session.claimable and session.created <= youngest
-        ]
-        if len(unwanted) < excess:
-            raise LimitReached(
-                f"{self.containerId}: no more than {limits.maxTokens} I/O tokens; end some of"
-                " its processes, or raise --max-tokens"
-            )
-        unwanted.sort(key=lambda session: session.created)
-        for session in unwanted[:excess]:
-            session.vmGone()
-
-    def detachedSession(self) -> Session:
-        """
-        A session for a process that was started without a token.
-
-        @raise LimitReached: the VM has too many.
-        """
-        self._makeRoom(1)
-        if self._nullFree:
-            self._nullFree = False
-            session = Session(self, NULL_STDIO, self.registry.clock.seconds())
-            self.sessions.add(session)
-        else:
-            session = self.newSession()
-        session.state = SessionState.DETACHED
-        return session
-
-    def freeSession(self, session: Session) -> None:
-        """C{session} has ended."""
-        self.dropProcess(session)
-        self.sessions.discard(session)
-        if session.stdio == NULL_STDIO:
-            self._nullFree = True
-        self.dropToken(session)
-
-    def dropToken(self, session: Session) -> None:
-        """The token of C{session} is void."""
-        if session.token is not None:
-            self.registry.tokens.pop(session.token, None)
-
-    def claimProcess(self, session: Session, container: str, process: str | None) -> None:
-        """
-        C{session} is about to start a process: from now on it gets its output.
-
-        @raise RequestError: a hyperstart 1.x has a live process of that name.
-        """
-        key = (container, process)
-        if self.dialect is Dialect.HYPERSTART1 and key in self._processes:
-            raise RequestError(
-                f"{self.containerId}: process {str(process)[:64]} of container {container[:64]}"
-                " is running"
-            )
-        self._processes[key] = session
-        self.numbers[session.stdio] = self.numbers[session.stderr] = session
-
-    def dropProcess(self, session: Session) -> None:
-        """The process of C{session} has ended, or was not started."""
-        if self.numbers.get(session.stdio) is session:
-            del self.numbers[session.stdio], self.numbers[session.stderr]
-        key = (session.container, session.process)
-        if self._processes.get(key) is session:
-            del self._processes[key]
-
-    def processEvent(self, event: AsyncEvent | None) -> None:
-        """hyperstart 1.x tells that a process has ended, unless what it tells is unreadable."""
-        event = event or AsyncEvent("")
-        if event.event and self.dialect.isHyperstart:
-            self.learn(Dialect.HYPERSTART1)
-        session = self._processes.get((event.container, event.process))
-        if session is None and event.process == NO_PROCESS_ID:
-            session = self._processes.get((event.container, None)) or self._processes.get(
-                (event.container, FIRST_PROCESS)
-            )
-        if session is None or event.event != "finished" or event.status is None:
-            self.log.info(
-                "dropped the event {name} of a process that is none of ours",
-                event="stray-event",
-                name=event.event[:32],
-                container=event.container[:128],
-                **self.fields,
-            )
-            return
-        session.exitEvent(event.status & 0xFF)
-
-    # -- starts
-
-    def start(self, start: StartCommand) -> None:
-        """
-        Send a start, once its shim is there.
-
-        @raise RequestError: it cannot be sent.
-        """
-        session = start.session
-        if session is not None:
-            session.start = start
-            if session.shim is None:
-                start.slot.client.parked.add(start)
-                self._parked[start] = self.registry.later(
-                    self.registry.limits.shimTimeout, self._shimOverdue, start
-                )
-                return
-        try:
-            self.commands.add(start)
-        except RequestError:
-            if session is not None:
-                session.start = None
-            raise
+    # -- ends
 
     def checkStarts(self) -> None:
         """
@@ -401,45 +245,6 @@ class VM:
         """
         if self.state is not VMState.REGISTERED:
             raise VMGone(f"{self.containerId}: VM is {self.state.value} and starts no process")
-
-    def _noMoreStarts(self, error: RequestError) -> None:
-        """Every start that was not sent fails, and whatever waits for one."""
-        for start in list(self._parked):
-            self.giveUp(start, error)
-        for session in list(self.sessions):
-            session.noStart(error)
-
-    def shimArrived(self, start: StartCommand) -> None:
-        """The shim that C{start} waits for is there."""
-        wait = self._parked.pop(start, None)
-        if wait is None:
-            return
-        cancel(wait)
-        start.slot.client.parked.discard(start)
-        try:
-            self.commands.add(start)
-        except RequestError as error:
-            start.refused(error)
-
-    def _shimOverdue(self, start: StartCommand) -> None:
-        session = start.session
-        self.giveUp(
-            start,
-            DeadlineExceeded(
-                f"timeout waiting for shim with token {session.token if session else None}:"
-                f" not connected within {self.registry.limits.shimTimeout:g} s"
-                f" in VM {self.containerId}"
-            ),
-        )
-
-    def giveUp(self, start: StartCommand, error: RequestError) -> None:
-        """Fail C{start}, which was not sent."""
-        cancel(self._parked.pop(start, None))
-        start.slot.client.parked.discard(start)
-        self.commands.withdraw(start)
-        start.refused(error)
-
-    # -- ends
 
     def unregister(self, client: Client | None = None) -> None:
         """
@@ -460,7 +265,7 @@ class VM:
             **self.fields,
         )
         self._detachAll(VMGone(f"{self.containerId}: VM has been unregistered"))
-        for session in [session for session in self.sessions if session.claimable]:
+        for session in [session for session in self.processes.sessions if session.claimable]:
             session.vmGone()
         self.registry.forget(self)
         if self.control is None and self.io is None:
@@ -471,7 +276,7 @@ class VM:
             client.vm = None
         self.clients.clear()
         self.commands.drop(error, keep=True)
-        self._noMoreStarts(error)
+        self.starts.failAll(error)
 
     def sendControl(self, message: bytes) -> None:
         """Send a message to the agent."""
@@ -520,7 +325,7 @@ class VM:
                 **self.fields,
             )
             self.commands.drop(error, keep=poweredOff)
-            self._noMoreStarts(error)
+            self.starts.failAll(error)
             self._notify = known
             self._later(LAST_WORDS, self._lastWords, error)
             if known:
@@ -565,7 +370,7 @@ class VM:
             self._advance(VMInput.LOSE)
         self._close(VMGone(f"{self.containerId}: the proxy is stopping"))
         self._cancelWaits()
-        for session in list(self.sessions):
+        for session in list(self.processes.sessions):
             session.end()
 
     def _close(self, error: RequestError) -> None:
@@ -581,7 +386,7 @@ class VM:
         self.control = self.io = self._controlOut = None
         self.commands.drop(error)
         self.flow.release()
-        for session in list(self.sessions):
+        for session in list(self.processes.sessions):
             session.vmGone(self._notify)
         self.registry.channelsClosed(self)
 

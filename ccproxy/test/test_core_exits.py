@@ -91,12 +91,12 @@ class InlineTests(SynchronousTestCase):
         agent.exit(1, 0)
         agent.ack()
         self.assertFalse(runtime.frame().error)
-        self.assertEqual(agent.vm.sessions, set())
+        self.assertEqual(agent.vm.processes.sessions, set())
         runtime.hyper("newcontainer", startData())
         agent.exit(1, 0)
         agent.say(ControlCode.ERROR, b"no")
         self.assertEqual(errorText(runtime.frame())[-4:], ": no")
-        self.assertEqual((agent.vm.sessions, agent.vm.numbers), (set(), {}))
+        self.assertEqual((agent.vm.processes.sessions, agent.vm.processes.numbers), (set(), {}))
 
     def test_overtakesTheAnswerOfTheReleased(self) -> None:
         """So it may when the shim has disconnected meanwhile."""
@@ -108,7 +108,7 @@ class InlineTests(SynchronousTestCase):
         agent.exit(3, 0)
         agent.ack()
         self.assertFalse(runtime.frame().error)
-        self.assertEqual(agent.vm.sessions, set())
+        self.assertEqual(agent.vm.processes.sessions, set())
 
     def test_signalsHeldForAProcessThatHasEnded(self) -> None:
         """A signal held for a process that ends at once is not sent."""
@@ -256,11 +256,11 @@ class EventTests(SynchronousTestCase):
     def test_detached(self) -> None:
         """A process without a shim ends as well."""
         self.shim.send(Command.DISCONNECT_SHIM)
-        (session,) = [session for session in self.agent.vm.sessions if session.stdio == 3]
+        (session,) = [session for session in self.agent.vm.processes.sessions if session.stdio == 3]
         self.event("3", 6)
         self.agent.output(3)
         self.assertIs(session.state, SessionState.ENDED)
-        self.assertNotIn(session, self.agent.vm.sessions)
+        self.assertNotIn(session, self.agent.vm.processes.sessions)
 
     def test_ofOthers(self) -> None:
         """An event belongs to the live process of its container and id, and to no other."""

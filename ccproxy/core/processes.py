@@ -1,0 +1,167 @@
+"""
+The processes of a VM: its sessions, and how the agent's numbers and names lead to them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import LimitReached, RequestError
+from ..wire.codes import Dialect
+from ..wire.messages import AsyncEvent
+from .session import FIRST_PROCESS, Session
+from .states import SessionState
+
+if TYPE_CHECKING:
+    from .vm import VM
+
+#: The sequence numbers of the null session: docs/protocol, "Relocation".
+NULL_STDIO = 1
+FIRST_STDIO = 3
+#: Where the numbers of a VM begin whose agent may still run processes of an earlier registration.
+LATE_STDIO = 1 << 32
+#: What an event calls a process that has no id.
+NO_PROCESS_ID = "(null)"
+
+
+class Processes:
+    """
+    The sessions of one VM.
+
+    @ivar sessions: all that have not ended.
+    @ivar numbers: those whose start was sent, by each of their sequence numbers.
+    """
+
+    __slots__ = ("_named", "_nextStdio", "_nullFree", "_vm", "numbers", "sessions")
+
+    def __init__(self, vm: VM) -> None:
+        self._vm = vm
+        self.sessions: set[Session] = set()
+        self.numbers: dict[int, Session] = {}
+        self._named: dict[tuple[str, str | None], Session] = {}
+        self._nextStdio = FIRST_STDIO
+        self._nullFree = True
+
+    def beginLate(self) -> None:
+        """The agent may run processes of an earlier registration: ours get other numbers."""
+        self._nextStdio = LATE_STDIO + 2 * int(self._vm.registry.wallClock())
+        self._nullFree = False
+
+    def new(self, token: str | None = None) -> Session:
+        """A session with the next pair of numbers."""
+        session = Session(self._vm, self._nextStdio, self._vm.registry.clock.seconds(), token)
+        self._nextStdio += 2
+        self.sessions.add(session)
+        return session
+
+    def tokens(self, count: int) -> list[str]:
+        """
+        Hand out tokens.
+
+        @raise LimitReached: the VM has too many.
+        """
+        self.makeRoom(count)
+        tokens = []
+        for _ in range(count):
+            token = self._vm.registry.makeToken()
+            self._vm.registry.tokens[token] = self.new(token)
+            tokens.append(token)
+        return tokens
+
+    def makeRoom(self, count: int) -> None:
+        """
+        Make room for C{count} more sessions; the oldest tokens that nobody wants may have to go.
+
+        @raise LimitReached: too few of them are unwanted, and old enough to tell.
+        """
+        limits = self._vm.registry.limits
+        excess = len(self.sessions) + count - limits.maxTokens
+        if excess <= 0:
+            return
+        youngest = self._vm.registry.clock.seconds() - limits.tokenTimeout
+        unwanted = [
+            session
+            for session in self.sessions
+            if session.claimable and session.created <= youngest
+        ]
+        if len(unwanted) < excess:
+            raise LimitReached(
+                f"{self._vm.containerId}: no more than {limits.maxTokens} I/O tokens; end some of"
+                " its processes, or raise --max-tokens"
+            )
+        unwanted.sort(key=lambda session: session.created)
+        for session in unwanted[:excess]:
+            session.vmGone()
+
+    def detached(self) -> Session:
+        """
+        A session for a process that was started without a token.
+
+        @raise LimitReached: the VM has too many.
+        """
+        self.makeRoom(1)
+        if self._nullFree:
+            self._nullFree = False
+            session = Session(self._vm, NULL_STDIO, self._vm.registry.clock.seconds())
+            self.sessions.add(session)
+        else:
+            session = self.new()
+        session.state = SessionState.DETACHED
+        return session
+
+    def free(self, session: Session) -> None:
+        """C{session} has ended."""
+        self.end(session)
+        self.sessions.discard(session)
+        if session.stdio == NULL_STDIO:
+            self._nullFree = True
+        self.dropToken(session)
+
+    def dropToken(self, session: Session) -> None:
+        """The token of C{session} is void."""
+        if session.token is not None:
+            self._vm.registry.tokens.pop(session.token, None)
+
+    def begin(self, session: Session, container: str, process: str | None) -> None:
+        """
+        C{session} is about to start a process: from now on it gets its output.
+
+        @raise RequestError: a hyperstart 1.x has a live process of that name.
+        """
+        key = (container, process)
+        if self._vm.dialect is Dialect.HYPERSTART1 and key in self._named:
+            raise RequestError(
+                f"{self._vm.containerId}: process {str(process)[:64]} of container {container[:64]}"
+                " is running"
+            )
+        self._named[key] = session
+        self.numbers[session.stdio] = self.numbers[session.stderr] = session
+
+    def end(self, session: Session) -> None:
+        """The process of C{session} has ended, or was not started."""
+        if self.numbers.get(session.stdio) is session:
+            del self.numbers[session.stdio], self.numbers[session.stderr]
+        key = (session.container, session.process)
+        if self._named.get(key) is session:
+            del self._named[key]
+
+    def event(self, event: AsyncEvent | None) -> None:
+        """hyperstart 1.x tells that a process has ended, unless what it tells is unreadable."""
+        event = event or AsyncEvent("")
+        if event.event and self._vm.dialect.isHyperstart:
+            self._vm.learn(Dialect.HYPERSTART1)
+        session = self._named.get((event.container, event.process))
+        if session is None and event.process == NO_PROCESS_ID:
+            session = self._named.get((event.container, None)) or self._named.get(
+                (event.container, FIRST_PROCESS)
+            )
+        if session is None or event.event != "finished" or event.status is None:
+            self._vm.log.info(
+                "dropped the event {name} of a process that is none of ours",
+                event="stray-event",
+                name=event.event[:32],
+                container=event.container[:128],
+                **self._vm.fields,
+            )
+            return
+        session.exitEvent(event.status & 0xFF)

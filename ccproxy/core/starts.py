@@ -1,0 +1,85 @@
+"""
+Starts of processes that wait for their shims.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import DeadlineExceeded, RequestError
+from .clock import Wait, cancel
+from .commands import StartCommand
+
+if TYPE_CHECKING:
+    from .vm import VM
+
+
+class Starts:
+    """
+    The starts of one VM, until they are queued for its agent.
+    """
+
+    __slots__ = ("_parked", "_vm")
+
+    def __init__(self, vm: VM) -> None:
+        self._vm = vm
+        self._parked: dict[StartCommand, Wait] = {}
+
+    def add(self, start: StartCommand) -> None:
+        """
+        Send a start, once its shim is there.
+
+        @raise RequestError: it cannot be sent.
+        """
+        session = start.session
+        if session is not None:
+            session.start = start
+            if session.shim is None:
+                start.slot.client.parked.add(start)
+                self._parked[start] = self._vm.registry.later(
+                    self._vm.registry.limits.shimTimeout, self._shimOverdue, start
+                )
+                return
+        try:
+            self._vm.commands.add(start)
+        except RequestError:
+            if session is not None:
+                session.start = None
+            raise
+
+    def failAll(self, error: RequestError) -> None:
+        """Every start that was not sent fails, and whatever waits for one."""
+        for start in list(self._parked):
+            self.giveUp(start, error)
+        for session in list(self._vm.processes.sessions):
+            session.noStart(error)
+
+    def shimArrived(self, start: StartCommand) -> None:
+        """The shim that C{start} waits for is there."""
+        wait = self._parked.pop(start, None)
+        if wait is None:
+            return
+        cancel(wait)
+        start.slot.client.parked.discard(start)
+        try:
+            self._vm.commands.add(start)
+        except RequestError as error:
+            start.refused(error)
+
+    def _shimOverdue(self, start: StartCommand) -> None:
+        session = start.session
+        self.giveUp(
+            start,
+            DeadlineExceeded(
+                f"timeout waiting for shim with token {session.token if session else None}:"
+                f" not connected within {self._vm.registry.limits.shimTimeout:g} s"
+                f" in VM {self._vm.containerId}"
+            ),
+        )
+
+    def giveUp(self, start: StartCommand, error: RequestError) -> None:
+        """Fail C{start}, which was not sent."""
+        cancel(self._parked.pop(start, None))
+        start.slot.client.parked.discard(start)
+        self._vm.commands.withdraw(start)
+        start.refused(error)
