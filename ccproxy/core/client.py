@@ -164,7 +164,7 @@ class Client:
         again = data[offset + size : second + size]
         if data[offset:second] != again or not HEADER.size < size <= end - offset:
             return 0
-        count = min(runLength(data, offset, end, size), 1 + session.stdinRoom // size)
+        count = min(runLength(data, offset, end, size), 1 + session.stdin.room // size)
         stop = offset + count * size
         session.takeInput(
             b"".join([data[at + HEADER.size : at + size] for at in range(offset, stop, size)])
@@ -178,7 +178,7 @@ class Client:
             self.registering is not None
             or len(self.slots) >= limits.maxUnanswered
             or self.outlet.size - self.outlet.kept >= limits.clientBuffer
-            or (session is not None and session.stdinFull)
+            or (session is not None and session.stdin.room <= 0)
         )
 
     def wake(self) -> None:

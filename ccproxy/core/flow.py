@@ -101,7 +101,7 @@ class Flow:
         """C{session} may have room again, or has gained or lost its shim."""
         if self.blocker is not session:
             return
-        if not session.full:
+        if not session.output.full:
             self.release()
         elif session.shim is not self._shim:
             self._arm()
@@ -156,6 +156,6 @@ class Flow:
 
     def _drop(self, session: Session) -> None:
         """Nobody takes the session's output: it goes on without it."""
-        if session.full:
+        if session.output.full:
             session.dropOutput()
         self.release()

@@ -86,7 +86,7 @@ def route(vm: VM, data: memoryview, offset: int) -> int:
         if message is None:
             break
         if session is not None:
-            if session.full:
+            if session.output.full:
                 vm.flow.block(session)
                 break
             session.received(number, message.body)
@@ -100,5 +100,5 @@ def _deliver(gathered: dict[Session, _Gathered], data: memoryview) -> None:
     for session, held in gathered.items():
         spans = [data[start:stop] for start, stop in held.spans]
         spans.append(data[held.start : held.stop])
-        session.deliver(spans, held.total)
+        session.output.deliver(spans, held.total)
     gathered.clear()

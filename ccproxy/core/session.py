@@ -9,19 +9,21 @@ process.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 import attrs
 
-from ..errors import AgentError, DeadlineExceeded, NotAShim, RegistryError, RequestError
+from ..errors import AgentError, NotAShim, RegistryError, RequestError
 from ..wire.codes import ControlCode, Dialect, Stream
 from ..wire.frames import encodeProcessExited, encodeStream
 from ..wire.messages import IO_HEADER
 from ..wire.payloads import Signal
 from .clock import Wait, cancel
 from .commands import SignalCommand, StartCommand, signalMessage
+from .output import Output
+from .signals import HeldSignals
 from .states import SESSION_TABLE, SessionInput, SessionState, advance
+from .stdin import StdinQueue
 
 if TYPE_CHECKING:
     from .client import Client, Slot
@@ -33,20 +35,12 @@ SIGTERM = 15
 FIRST_PROCESS = "init"
 #: The exit status of a process whose VM was lost before it ended.
 LOST_STATUS = 255
+_ALIVE = (SessionState.STARTING, SessionState.RUNNING)
 
 
 def shortToken(token: str) -> str:
     """A token as it may appear in a log: its first 6 characters."""
     return token[:6] + "..." if len(token) > 6 else token
-
-
-@attrs.define(eq=False)
-class HeldSignal:
-    """A signal that waits for its process to be started."""
-
-    slot: Slot
-    signal: Signal
-    wait: Wait
 
 
 @attrs.define(eq=False)
@@ -57,15 +51,15 @@ class Session:
     @ivar stdio: the sequence number of stdin and stdout; stderr has the next one.
     @ivar created: when it was made, in seconds of the clock.
     @ivar state: where it is in its life.
-    @ivar shim: the connected shim.
     @ivar start: the start command that names it, from its arrival to its answer.
     @ivar kind: C{NEWCONTAINER} for a container's first process, C{EXECCMD} for another.
     @ivar container: its container's id.
     @ivar process: its process's id, where it has one.
     @ivar terminal: whether it has a terminal.
     @ivar status: the exit status, once the agent has told it.
-    @ivar pending: frames for a shim that is not there, in order.
-    @ivar dropped: how many bytes of output were given up.
+    @ivar output: what its shim is owed.
+    @ivar stdin: what its process is owed.
+    @ivar held: signals that wait for the start.
     @ivar killed: it was ended by a signal before its start was sent.
     """
 
@@ -74,30 +68,33 @@ class Session:
     created: float
     token: str | None = None
     state: SessionState = SessionState.CREATED
-    shim: Client | None = None
     start: StartCommand | None = None
     kind: ControlCode = ControlCode.NEWCONTAINER
     container: str = ""
     process: str | None = None
     terminal: bool = False
     status: int | None = None
-    pending: deque[bytes] = attrs.field(factory=deque)
-    pendingSize: int = 0
-    dropped: int = 0
-    stdin: deque[bytes] = attrs.field(factory=deque)
-    stdinSize: int = 0
-    _stdinOffset: int = 0
     killed: bool = False
+    output: Output = attrs.field(init=False)
+    stdin: StdinQueue = attrs.field(init=False)
+    held: HeldSignals = attrs.field(init=False)
     _claimed: bool = False
     _acked: bool = False
     _sawEnd: bool = False
-    _dropping: bool = False
     _exitQueued: bool = False
-    _stdinEnded: bool = False
     _closeAfter: bool = False
-    _held: list[HeldSignal] = attrs.field(factory=list)
     _exitWait: Wait | None = None
     _endWait: Wait | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self.output = Output(self.vm.registry.budget)
+        self.stdin = StdinQueue(self.vm.registry.budget)
+        self.held = HeldSignals(self)
+
+    @property
+    def shim(self) -> Client | None:
+        """The connected shim."""
+        return self.output.shim
 
     @property
     def stderr(self) -> int:
@@ -119,26 +116,6 @@ class Session:
         """Whether nobody has claimed its token yet, and no start names it."""
         return self.state is SessionState.CREATED and not self._claimed and self.start is None
 
-    @property
-    def buffered(self) -> int:
-        """Bytes of output that are not delivered."""
-        return self.pendingSize if self.shim is None else self.shim.outlet.kept
-
-    @property
-    def full(self) -> bool:
-        """Whether no more output can be kept for the shim."""
-        return not self._dropping and self.buffered >= self.vm.registry.budget.share
-
-    @property
-    def stdinRoom(self) -> int:
-        """How many more bytes of stdin can be kept for the process."""
-        return self.vm.registry.budget.share - self.stdinSize
-
-    @property
-    def stdinFull(self) -> bool:
-        """Whether no more stdin can be kept for the process."""
-        return self.stdinRoom <= 0
-
     def _advance(self, input: SessionInput) -> None:
         self.state = advance(SESSION_TABLE, self.state, input)
 
@@ -148,12 +125,7 @@ class Session:
         """C{shim} has connected: it gets what is pending, then what comes."""
         cancel(self._endWait)
         self._claimed = True
-        self.shim = shim
-        for frame in self.pending:
-            shim.outlet.push(frame, kept=True)
-        self.pending.clear()
-        self.pendingSize = 0
-        self.vm.registry.touched(shim)
+        self.output.connect(shim)
         self.vm.log.info("shim connected", event="shim-connected", client=shim.name, **self.fields)
         self._queueExit()
         start = self.start
@@ -165,12 +137,11 @@ class Session:
 
     def shimGone(self) -> None:
         """The shim's connection was lost: what was not delivered is kept for the next one."""
-        shim, self.shim = self.shim, None
+        shim = self.shim
         if shim is None:
             return
-        self.pending = shim.outlet.takeBack()
-        self.pendingSize = sum(map(len, self.pending))
-        self._exitQueued = self._exitQueued and bool(self.pending)
+        self.output.disconnect()
+        self._exitQueued = self._exitQueued and bool(self.output.pending)
         self.vm.log.info("shim gone", event="shim-gone", client=shim.name, **self.fields)
         self.vm.flow.recheck(self)
         if self._closeAfter:
@@ -219,10 +190,7 @@ class Session:
         waiting = self._exitWait is not None and self._exitWait.active()
         if self.status is not None and (self._sawEnd or not waiting):
             self.exited(self.status)
-        held, self._held = self._held, []
-        for signal in held:
-            cancel(signal.wait)
-            self._signal(signal.slot, signal.signal)
+        self.held.release()
         if self.stdin:
             self.vm.stdin.add(self)
 
@@ -230,12 +198,12 @@ class Session:
         """The start was refused, or not even sent. Its token can be used for another try."""
         if self.start is start:
             self.start = None
-            self._failSignals(RequestError(f"the process was not started: {error}"))
+            self.held.fail(RequestError(f"the process was not started: {error}"))
         if self.state is SessionState.STARTING:
             cancel(self._exitWait)
             self.vm.processes.end(self)
             self.status, self._sawEnd = None, False
-            self._dropping, self.dropped = False, 0
+            self.output.dropping, self.output.dropped = False, 0
             if isinstance(error, AgentError):
                 self._dropUndelivered()
             self._advance(SessionInput.REFUSE)
@@ -263,15 +231,15 @@ class Session:
             return
         if self.state is SessionState.DETACHED:
             return
-        if self._dropping:
-            self.dropped += len(body)
+        if self.output.dropping:
+            self.output.dropped += len(body)
             return
         stream = Stream.STDOUT if number == self.stdio else Stream.STDERR
-        self._queue(encodeStream(stream, body))
+        self.output.queue(encodeStream(stream, body))
 
     def roomFor(self, number: int, size: int) -> int:
         """
-        How many bytes of messages can be translated in place and L{deliver}ed now.
+        How many bytes of messages can be translated in place now, for L{output}.
 
         @param number: the messages' number.
         @param size: the length of one of them, header included.
@@ -283,65 +251,32 @@ class Session:
             if self._sawEnd and size == IO_HEADER.size + 1:
                 return 0
             self._sawEnd = False
-        shim = self.shim
-        held = self.pendingSize if shim is None else shim.outlet.kept
-        return self.vm.registry.budget.share - held
-
-    def deliver(self, spans: list[memoryview], total: int) -> None:
-        """
-        Output for the shim, as whole frames.
-
-        @param spans: where the frames stand, for the time of this call.
-        @param total: how many bytes they are.
-        """
-        if self.shim is not None:
-            self.shim.outlet.sendSpans(spans, total)
-        else:
-            self.vm.registry.budget.used += total
-            self.pending.append(b"".join(spans))
-            self.pendingSize += total
+        return self.output.room
 
     @property
     def _flowing(self) -> bool:
         """Whether output goes to the shim, or is kept for one."""
-        return not self._dropping and self.state in (SessionState.STARTING, SessionState.RUNNING)
-
-    def _queue(self, frame: bytes) -> None:
-        """Keep a frame until it is delivered."""
-        self.vm.registry.budget.used += len(frame)
-        if self.shim is not None:
-            self.shim.outlet.push(frame, kept=True)
-            self.vm.registry.touched(self.shim)
-        else:
-            self.pending.append(frame)
-            self.pendingSize += len(frame)
+        return not self.output.dropping and self.state in _ALIVE
 
     def dropOutput(self) -> None:
         """Nobody has taken its output for too long: what follows is dropped, but for its end."""
-        self._dropping = True
+        self.output.dropping = True
         self.vm.log.warn(
             "nobody reads the output of the process: it is dropped from now on",
             event="output-dropped",
             **self.fields,
         )
 
-    def _forgetPending(self) -> None:
-        self.vm.registry.budget.used -= self.pendingSize
-        self.pending.clear()
-        self.pendingSize = 0
-
     def _dropUndelivered(self) -> None:
-        if self.shim is not None:
-            self.shim.outlet.dropKept()
-        self._forgetPending()
+        self.output.forget()
         self.vm.flow.recheck(self)
 
     def _forgetOutput(self) -> None:
         """Drop all that was not delivered, and leave the shim."""
         self._dropUndelivered()
-        if self.shim is not None:
-            self.shim.session = None
-            self.shim = None
+        if self.output.shim is not None:
+            self.output.shim.session = None
+            self.output.shim = None
 
     # -- exit
 
@@ -384,7 +319,7 @@ class Session:
             "process exited with {status}",
             event="process-exited",
             status=self.status,
-            dropped=self.dropped or None,
+            dropped=self.output.dropped or None,
             **self.fields,
         )
         self._forgetStdin()
@@ -398,7 +333,7 @@ class Session:
         """Have the exit status delivered, after the output, if it is not under way."""
         if self.state is SessionState.EXITED and not self._exitQueued and self.status is not None:
             self._exitQueued = True
-            self._queue(encodeProcessExited(self.status))
+            self.output.queue(encodeProcessExited(self.status))
 
     # -- signals
 
@@ -415,9 +350,9 @@ class Session:
                 slot.answer()
             else:
                 self.vm.checkStarts()
-                self._hold(slot, signal)
+                self.held.add(slot, signal)
         elif self.state is SessionState.STARTING:
-            self._hold(slot, signal)
+            self.held.add(slot, signal)
         else:
             signalMessage(self, signal, self.vm.dialect)
             self.vm.commands.add(SignalCommand(slot, self, signal))
@@ -428,30 +363,6 @@ class Session:
         """
         if self.state in (SessionState.EXITED, SessionState.ENDED):
             raise RequestError("process has exited")
-
-    def _signal(self, slot: Slot, signal: Signal) -> None:
-        """Send a signal that was held."""
-        try:
-            self.signal(slot, signal)
-        except RequestError as error:
-            slot.fail(error)
-
-    def _hold(self, slot: Slot, signal: Signal) -> None:
-        """Keep a signal until the process is started."""
-        registry = self.vm.registry
-        wait = registry.later(registry.limits.processTimeout, self._neverStarted, slot)
-        self._held.append(HeldSignal(slot, signal, wait))
-
-    def _neverStarted(self, slot: Slot) -> None:
-        """A signal has waited for the start long enough."""
-        self._held = [held for held in self._held if held.slot is not slot]
-        slot.fail(
-            DeadlineExceeded(
-                f"timeout waiting for process with token {self.token}:"
-                f" not started within {self.vm.registry.limits.processTimeout:g} s"
-                f" in VM {self.vm.containerId}"
-            )
-        )
 
     def _killed(self) -> None:
         """SIGKILL or SIGTERM before the start was sent: there will be no process."""
@@ -474,13 +385,7 @@ class Session:
         start, self.start = self.start, None
         if start is not None and self.state is SessionState.CREATED:
             self.vm.starts.giveUp(start, error)
-        self._failSignals(error)
-
-    def _failSignals(self, error: RequestError) -> None:
-        held, self._held = self._held, []
-        for signal in held:
-            cancel(signal.wait)
-            signal.slot.fail(error)
+        self.held.fail(error)
 
     # -- stdin
 
@@ -488,45 +393,20 @@ class Session:
         """
         stdin from the shim; empty at its end.
         """
-        if self._stdinEnded or self.state in (SessionState.EXITED, SessionState.ENDED):
+        if self.stdin.ended or self.state in (SessionState.EXITED, SessionState.ENDED):
             return
-        self._stdinEnded = not data
-        self.stdin.append(data)
-        self.stdinSize += len(data)
-        self.vm.registry.budget.used += len(data)
+        self.stdin.add(data)
         if self._acked:
             self.vm.stdin.add(self)
 
-    def takeStdin(self, most: int) -> bytes | None:
-        """
-        The next piece of stdin for the agent.
-
-        @param most: its longest length.
-        @return: the piece, empty for the end of stdin, or L{None} if there is none.
-        """
-        if not self.stdin:
-            return None
-        start = self._stdinOffset
-        data = self.stdin[0][start : start + most]
-        if start + len(data) < len(self.stdin[0]):
-            self._stdinOffset += len(data)
-        else:
-            self.stdin.popleft()
-            self._stdinOffset = 0
-        self.stdinSize -= len(data)
-        self.vm.registry.budget.used -= len(data)
-        return data
-
     def stdinTaken(self) -> None:
         """Some stdin has gone: the shim may be read again."""
-        if self.shim is not None and not self.stdinFull:
+        if self.shim is not None and self.stdin.room > 0:
             self.shim.wake()
 
     def _forgetStdin(self) -> None:
         self.vm.stdin.remove(self)
-        self.vm.registry.budget.used -= self.stdinSize
         self.stdin.clear()
-        self.stdinSize = self._stdinOffset = 0
         if self.shim is not None:
             self.shim.wake()
 
@@ -559,7 +439,7 @@ class Session:
 
     def _endSoon(self) -> None:
         """Keep what is undelivered for a shim that may come back, but not for ever."""
-        if not self.pending:
+        if not self.output.pending:
             self.end()
             return
         registry = self.vm.registry
@@ -570,7 +450,7 @@ class Session:
         self.vm.log.warn(
             "dropped {dropped} bytes of output that no shim came for",
             event="undelivered",
-            dropped=self.pendingSize + self.dropped,
+            dropped=self.output.held + self.output.dropped,
             **self.fields,
         )
         self.end()

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from ..wire.codes import Dialect
 from ..wire.messages import IO_HEADER, encodeIO
+from .flow import Budget
 
 if TYPE_CHECKING:
     from .session import Session
@@ -35,6 +36,65 @@ TURN = 4096
 WINDOW = 16 << 10
 #: The most payload of a message to a hyperstart.
 SMALL_PAYLOAD = 256
+
+
+class StdinQueue:
+    """
+    The stdin that waits for one process.
+
+    @ivar size: how many bytes wait.
+    @ivar ended: whether its end is among it, or has gone.
+    """
+
+    __slots__ = ("_budget", "_offset", "_pieces", "ended", "size")
+
+    def __init__(self, budget: Budget) -> None:
+        """
+        @param budget: where its bytes are counted.
+        """
+        self._budget = budget
+        self._pieces: deque[bytes] = deque()
+        self._offset = 0
+        self.size = 0
+        self.ended = False
+
+    def __bool__(self) -> bool:
+        return bool(self._pieces)
+
+    @property
+    def room(self) -> int:
+        """How many more bytes can be kept."""
+        return self._budget.share - self.size
+
+    def add(self, data: bytes) -> None:
+        """Add input; empty is its end."""
+        self.ended = not data
+        self._pieces.append(data)
+        self.size += len(data)
+        self._budget.used += len(data)
+
+    def take(self, most: int) -> bytes:
+        """
+        The next piece, empty for the end of stdin. There must be one.
+
+        @param most: its longest length.
+        """
+        piece, start = self._pieces[0], self._offset
+        data = piece[start : start + most]
+        if start + len(data) < len(piece):
+            self._offset += len(data)
+        else:
+            self._pieces.popleft()
+            self._offset = 0
+        self.size -= len(data)
+        self._budget.used -= len(data)
+        return data
+
+    def clear(self) -> None:
+        """Drop all of it."""
+        self._budget.used -= self.size
+        self._pieces.clear()
+        self.size = self._offset = 0
 
 
 class StdinScheduler:
@@ -100,10 +160,10 @@ class StdinScheduler:
         touched = []
         while self.turns and room > IO_HEADER.size:
             session = self.turns[0]
-            payload = session.takeStdin(min(most, room - IO_HEADER.size))
-            if payload is None:
+            if not session.stdin:
                 self.turns.popleft()
                 continue
+            payload = session.stdin.take(min(most, room - IO_HEADER.size))
             pieces.append(encodeIO(session.stdio, payload))
             room -= len(pieces[-1])
             touched.append(session)

@@ -1,0 +1,105 @@
+"""
+What a session owes its shim: output and the exit status, as whole frames, until they have been
+written whole to a shim's connection.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from ..errors import LocalProtocolError
+from .flow import Budget
+
+if TYPE_CHECKING:
+    from .client import Client
+
+
+class Output:
+    """
+    The output of one session.
+
+    @ivar shim: where it goes, or L{None} while it is kept here.
+    @ivar pending: blocks of frames for a shim that is not there, in order.
+    @ivar pendingSize: how many bytes they are.
+    @ivar dropping: what comes is dropped, since nobody has read for too long.
+    @ivar dropped: how many bytes of the process's output were dropped.
+    """
+
+    __slots__ = ("_budget", "dropped", "dropping", "pending", "pendingSize", "shim")
+
+    def __init__(self, budget: Budget) -> None:
+        """
+        @param budget: where its bytes are counted.
+        """
+        self._budget = budget
+        self.pendingSize = 0
+        self.shim: Client | None = None
+        self.pending: deque[bytes] = deque()
+        self.dropping = False
+        self.dropped = 0
+
+    @property
+    def held(self) -> int:
+        """Bytes that are not delivered."""
+        return self.pendingSize if self.shim is None else self.shim.outlet.kept
+
+    @property
+    def room(self) -> int:
+        """How many more bytes can be kept for the shim."""
+        return self._budget.share - self.held
+
+    @property
+    def full(self) -> bool:
+        """Whether no more can be kept, and nothing may be dropped."""
+        return not self.dropping and self.room <= 0
+
+    def queue(self, frame: bytes) -> None:
+        """Add a frame, which is sent at the end of this turn."""
+        self._budget.used += len(frame)
+        if self.shim is not None:
+            self.shim.outlet.push(frame, kept=True)
+            self.shim.registry.touched(self.shim)
+        else:
+            self.pending.append(frame)
+            self.pendingSize += len(frame)
+
+    def deliver(self, spans: list[memoryview], total: int) -> None:
+        """
+        Add whole frames, and send them at once.
+
+        @param spans: where the frames stand, for the time of this call.
+        @param total: how many bytes they are.
+        """
+        if self.shim is not None:
+            self.shim.outlet.sendSpans(spans, total)
+        else:
+            self._budget.used += total
+            self.pending.append(b"".join(spans))
+            self.pendingSize += total
+
+    def connect(self, shim: Client) -> None:
+        """A shim has come: it gets what is pending, then what comes."""
+        if self.shim is not None:
+            raise LocalProtocolError("a session has one shim")
+        self.shim = shim
+        for block in self.pending:
+            shim.outlet.push(block, kept=True)
+        self.pending.clear()
+        self.pendingSize = 0
+        shim.registry.touched(shim)
+
+    def disconnect(self) -> None:
+        """The shim's connection is lost: what was not delivered is kept for the next one."""
+        if self.shim is not None:
+            self.pending = self.shim.outlet.takeBack()
+            self.pendingSize = sum(map(len, self.pending))
+            self.shim = None
+
+    def forget(self) -> None:
+        """Drop all that was not delivered."""
+        if self.shim is not None:
+            self.shim.outlet.dropKept()
+        self._budget.used -= self.pendingSize
+        self.pending.clear()
+        self.pendingSize = 0

@@ -1,0 +1,71 @@
+"""
+Signals that wait for their process to be started.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from ..errors import DeadlineExceeded, RequestError
+from ..wire.payloads import Signal
+from .clock import Wait, cancel
+
+if TYPE_CHECKING:
+    from .client import Slot
+    from .session import Session
+
+
+@attrs.define(eq=False)
+class _Held:
+    slot: Slot
+    signal: Signal
+    wait: Wait
+
+
+class HeldSignals:
+    """The signals that one session holds, each with its own deadline."""
+
+    __slots__ = ("_held", "_session")
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._held: list[_Held] = []
+
+    def add(self, slot: Slot, signal: Signal) -> None:
+        """Hold a signal until the process is started."""
+        registry = self._session.vm.registry
+        wait = registry.later(registry.limits.processTimeout, self._overdue, slot)
+        self._held.append(_Held(slot, signal, wait))
+
+    def release(self) -> None:
+        """The process is started: send them."""
+        for held in self._takeAll():
+            try:
+                self._session.signal(held.slot, held.signal)
+            except RequestError as error:
+                held.slot.fail(error)
+
+    def fail(self, error: RequestError) -> None:
+        """The process will not be started."""
+        for held in self._takeAll():
+            held.slot.fail(error)
+
+    def _takeAll(self) -> list[_Held]:
+        taken, self._held = self._held, []
+        for held in taken:
+            cancel(held.wait)
+        return taken
+
+    def _overdue(self, slot: Slot) -> None:
+        """A signal has waited for the start long enough."""
+        self._held = [held for held in self._held if held.slot is not slot]
+        vm = self._session.vm
+        slot.fail(
+            DeadlineExceeded(
+                f"timeout waiting for process with token {self._session.token}:"
+                f" not started within {vm.registry.limits.processTimeout:g} s"
+                f" in VM {vm.containerId}"
+            )
+        )
