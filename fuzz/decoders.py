@@ -59,7 +59,7 @@ def frames(data: bytes) -> None:
     cuts, stream = source.short(), source.rest()
     whole, error = _units(FrameDecoder(LIMIT), [stream])
     assert (whole, error) == _units(FrameDecoder(LIMIT), pieces(stream, cuts))
-    assert sum(frame.size for frame in whole) <= len(stream)
+    assert all(len(frame.payload) <= LIMIT for frame in whole), "a frame over the limit"
     again = b"".join(encodeFrame(f.type, f.opcode, f.payload, f.error) for f in whole)
     assert _units(FrameDecoder(LIMIT), [again]) == (whole, None)
 
@@ -71,6 +71,7 @@ def control(data: bytes) -> None:
     whole, error = _units(MessageDecoder(CONTROL_HEADER, LIMIT), [stream])
     cut = _units(MessageDecoder(CONTROL_HEADER, LIMIT), pieces(stream, cuts))
     assert (whole, error) == cut
+    assert all(message.size <= LIMIT for message in whole), "a message over the limit"
     written = b"".join(encodeControl(message.number, message.body) for message in whole)
     assert stream.startswith(written)
     readEvent(stream)
@@ -84,6 +85,7 @@ def io(data: bytes) -> None:
     cuts, stream = source.short(), source.rest()
     whole, error = _units(MessageDecoder(IO_HEADER, LIMIT), [stream])
     assert (whole, error) == _units(MessageDecoder(IO_HEADER, LIMIT), pieces(stream, cuts))
+    assert all(message.size <= LIMIT for message in whole), "a message over the limit"
     written = b"".join(encodeIO(message.number, message.body) for message in whole)
     assert stream.startswith(written)
 

@@ -86,7 +86,7 @@ class Play:
     def number(self) -> int:
         """A sequence number, most often one that is used."""
         number = self.input.byte()
-        used = sorted({n for host in self.hosts for n in host.vm.numbers})
+        used = sorted({n for host in self.hosts for n in host.vm.processes.numbers})
         return used[number % len(used)] if used and number < 250 else number
 
     # What can happen
@@ -250,7 +250,7 @@ class Play:
     def sessions(self) -> set[Session]:
         """All that anybody can still find."""
         vms = [*self.registry.vms.values(), *self.registry.leaving]
-        found = {session for vm in vms for session in vm.sessions}
+        found = {session for vm in vms for session in vm.processes.sessions}
         found.update(self.registry.tokens.values())
         found.update(g.client.session for g in self.guests if g.client.session is not None)
         return found
@@ -261,14 +261,14 @@ class Play:
         held = 0
         for session in self.sessions():
             kept = session.shim.outlet.kept if session.shim is not None else 0
-            assert session.pendingSize == sum(map(len, session.pending))
-            assert session.pendingSize + kept <= limits.sessionBuffer + EXCESS
-            assert 0 <= session.stdinSize <= limits.sessionBuffer + limits.maxFrame
-            held += session.pendingSize + kept + session.stdinSize
+            assert session.output.pendingSize == sum(map(len, session.output.pending))
+            assert session.output.pendingSize + kept <= limits.sessionBuffer + EXCESS
+            assert 0 <= session.stdin.size <= limits.sessionBuffer + limits.maxFrame
+            held += session.output.pendingSize + kept + session.stdin.size
         assert registry.budget.used == held, (registry.budget.used, held)
         assert len(registry.vms) <= limits.maxVMs
         for vm in registry.vms.values():
-            assert len(vm.sessions) <= limits.maxTokens
+            assert len(vm.processes.sessions) <= limits.maxTokens
             assert len(vm.commands.waiting) <= limits.maxCommands
         for client in registry.clients:
             assert len(client.slots) <= limits.maxUnanswered + 1
@@ -288,12 +288,18 @@ class Play:
         for host in self.hosts:
             host.control.end()
             host.io.end()
-        limits = self.limits
-        for seconds in (1, 10, 60, limits.lostTimeout, limits.lostTimeout, limits.lostTimeout):
+        registry, lost = self.registry, self.limits.lostTimeout
+        for _ in range(MOST_STEPS):
+            if not registry.clients:
+                break
+            # One after the other, each of the registrations that a client has sent fails.
+            self.settle()
+            self.wait(1)
+        for seconds in (10, 60, lost, lost, lost):
             self.settle()
             self.wait(seconds)
             self.check()
-        registry = self.registry
+        self.settle()
         left = [*registry.clients, *registry.vms, *registry.leaving, *registry.tokens]
         assert not left, f"left at the end: {left}"
         assert registry.budget.used == 0

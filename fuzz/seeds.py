@@ -13,8 +13,9 @@ from pathlib import Path
 from ccproxy.service.ccproxy_command import FLAGS
 from ccproxy.wire.codes import Command, ControlCode, FrameType, Stream
 from ccproxy.wire.frames import encodeFrame, encodeProcessExited, encodeStream
-from ccproxy.wire.messages import encodeControl, encodeIO
+from ccproxy.wire.messages import CONTROL_HEADER, IO_HEADER, encodeControl, encodeIO
 
+from .decoders import LIMIT
 from .play import STEPS, Play
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -87,10 +88,15 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     yield "frames", b"\0" + encodeFrame(FrameType.RESPONSE, 6, b'{"msg":"no"}', error=True)
     yield "frames", b"\0\0\2\3\0\0\0\4\0\0\0\0\0"
     yield "frames", b"\0\0\2\3\0\0\0\0\3\xff\xff\xff\xff"
+    for size in (LIMIT, LIMIT + 1):
+        yield "frames", b"\0" + encodeStream(Stream.STDOUT, bytes(size))
     answers = encodeControl(ControlCode.READY) + encodeControl(ControlCode.NEXT, bytes(4))
     yield "control", b"\2\1\7" + answers + encodeControl(23, _EVENT)
     yield "control", b"\0" + _EVENT
     yield "control", b"\0\0\0\0\x09\0\0\0\7"
+    for size in (LIMIT, LIMIT + 1):
+        yield "control", b"\0" + encodeControl(ControlCode.ACK, bytes(size - CONTROL_HEADER.size))
+        yield "io", b"\0" + encodeIO(3, bytes(size - IO_HEADER.size))
     end = encodeIO(3) + encodeIO(3, b"\0")
     yield "io", b"\2\1\x0b" + encodeIO(3, b"out") + encodeIO(4, b"err") + end
     yield "io", b"\0" + encodeIO(1 << 63, b"x")[:11]

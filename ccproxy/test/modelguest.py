@@ -126,7 +126,7 @@ class Guest:
 
     def session(self, stdio: int) -> Any:
         """The core's session."""
-        return next(session for session in self.vm.sessions if session.stdio == stdio)
+        return next(session for session in self.vm.processes.sessions if session.stdio == stdio)
 
     # -- registration
 

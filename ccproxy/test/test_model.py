@@ -175,18 +175,18 @@ class Model:
         used = 0
         for guest in self.guests:
             guest.check()
-            sessions = {session.stdio: session for session in guest.vm.sessions}
+            sessions = {session.stdio: session for session in guest.vm.processes.sessions}
             alive = {stdio for stdio, track in guest.tracks.items() if track.state != "ended"}
             assert set(sessions) == alive, f"sessions {set(sessions)}, not {alive}"
             for stdio, session in sessions.items():
                 track = guest.tracks[stdio]
-                used += session.buffered + session.stdinSize
-                assert session.buffered >= sum(map(len, track.frames))
-                assert sum(map(len, session.pending)) == session.pendingSize
-                assert session.buffered <= self.limits.sessionBuffer + 10100, "too much output"
-                assert session.stdinSize <= self.limits.sessionBuffer + 10100, "too much stdin"
+                used += session.output.held + session.stdin.size
+                assert session.output.held >= sum(map(len, track.frames))
+                assert sum(map(len, session.output.pending)) == session.output.pendingSize
+                assert session.output.held <= self.limits.sessionBuffer + 10100, "too much output"
+                assert session.stdin.size <= self.limits.sessionBuffer + 10100, "too much stdin"
                 held = max(0, len(track.stdin) - track.got)
-                assert session.stdinSize <= held, "stdin from nowhere"
+                assert session.stdin.size <= held, "stdin from nowhere"
         assert registry.budget.used == used, f"{registry.budget.used} counted, {used} held"
         assert set(registry.tokens) == set(self.tokens), "other tokens"
         assert set(registry.vms) == set(self.names), "other VMs"
