@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from unittest import mock
 
-from ccproxy.core import channels
 from ccproxy.core.client import Client
+from ccproxy.core.session import Session
 from ccproxy.test.memory import MemoryClient, MemoryConnection, World
 from ccproxy.wire.codes import Dialect, Stream
 from ccproxy.wire.frames import encodeStream
@@ -92,7 +92,7 @@ def lanes(data: bytes) -> None:
     dialect, script = source.choice(_DIALECTS), source.rest()
     fast = _Bench(dialect).play(script)
     with (
-        mock.patch.object(channels, "_translate", lambda *arguments: 0),
+        mock.patch.object(Session, "roomFor", lambda *arguments: 0),
         mock.patch.object(Client, "_stdin", lambda *arguments: 0),
     ):
         plain = _Bench(dialect).play(script)
