@@ -66,6 +66,10 @@ class Line(MemoryConnection):
         self._silent = False
         super().readNow()
 
+    def takeAtMost(self, room: int) -> None:
+        """The other end stops reading after C{room} bytes, if it has not stopped before."""
+        self.room = room if self.room is None else min(room, self.room)
+
     def end(self, gone: bool = True) -> None:
         self._ended = True
         self._silent = False
@@ -282,7 +286,7 @@ class Peer:
         kept = self.core.outlet.kept
         assert self.core.outlet.size - kept <= limits.clientBuffer + 4096, "too much unsent"
         if self.line.paused and not self.deaf:
-            stdin = self.track is not None and self.track.core.stdinFull
+            stdin = self.track is not None and self.track.core.stdin.room <= 0
             unsent = self.core.outlet.size - kept >= limits.clientBuffer
             full = len(self.core.slots) >= limits.maxUnanswered
             assert stdin or unsent or full or self.registering, "paused for no reason"

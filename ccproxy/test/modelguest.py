@@ -518,7 +518,7 @@ class Guest:
         if not io.closed:
             if io.paused:
                 assert self.messages, "paused for nothing"
-                assert self.messages[0][1].track.core.full, "paused for no full session"
+                assert self.messages[0][1].track.core.output.full, "paused for no full session"
             else:
                 assert not self.messages or self.messages[0][0] > io.fed, "output is not read"
         if self.lostAt is not None and not self.closed and not io.paused:

@@ -643,7 +643,7 @@ class CoreMachine(RuleBasedStateMachine):
     def stopsReading(self, pick: int, room: int) -> None:
         """A client's socket takes only so much."""
         shims = self._shims() or self._peers()
-        shims[pick % len(shims)].line.room = room
+        shims[pick % len(shims)].line.takeAtMost(room)
 
     @rule(room=st.sampled_from([None, None, 3, 700, 3000]))
     def readsAgain(self, room: int | None) -> None:
@@ -718,7 +718,8 @@ class CoreMachine(RuleBasedStateMachine):
         guests = self._connected()
         guest = guests[pick % len(guests)]
         guest.reading = False
-        guest.lineIO.room = room
+        if room is not None:
+            guest.lineIO.takeAtMost(room)
 
     @rule()
     def agentsRead(self) -> None:
