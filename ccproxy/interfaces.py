@@ -6,7 +6,8 @@ Everything else in ccproxy calls plain classes and callables.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from zope.interface import Attribute, Interface
 
@@ -42,10 +43,14 @@ class IConnection(Interface):
         """How many of the bytes taken the peer has not read yet; 0 where nobody can tell."""
 
     def notifyDrained() -> None:
-        """Call L{IStreamSink.drained} once, as soon as L{unsent} is 0, but never from within this."""
+        """
+        Call L{IStreamSink.drained} once, as soon as L{unsent} is 0, but never from within this.
+        """
 
     def pauseReading() -> None:
-        """Call L{IStreamSink.received} no more, until L{resumeReading}. Calling it twice is no harm."""
+        """
+        Call L{IStreamSink.received} no more, until L{resumeReading}. Calling it twice is no harm.
+        """
 
     def resumeReading() -> None:
         """Go on reading, soon: not from within this call. Calling it twice is no harm."""

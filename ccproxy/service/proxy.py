@@ -9,11 +9,12 @@ import sys
 import time
 from typing import Any
 
-from twisted import __version__ as twistedVersion
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+
+from twisted import __version__ as twistedVersion
 
 from .. import __version__
 from ..core.registry import Registry
