@@ -84,6 +84,19 @@ class LastWordsTests(FaultTestCase):
             self.assertEqual((output.stderr, output.status), (b"a line\n", LOST), what)
             process.shim.waitClosed()
 
+    def test_lastingWords(self) -> None:
+        """P6, P12: the control channel has ended, and the output goes on for a while."""
+        for dialect in DIALECTS:
+            process = self.running(dialect)
+            process.vm.agent.hangUp(process.vm.agent.control)
+            for at in range(0, 40_000, 4000):
+                process.say(_NOISE[at : at + 4000])
+                time.sleep(0.02)
+            process.vm.agent.hangUp(process.vm.agent.io)
+            output = process.shim.untilExit()
+            self.assertTrue(output.stdout == _NOISE[:40_000], f"P6: {dialect}: output is missing")
+            self.assertEqual(output.status, LOST)
+
     def test_halfAnEnd(self) -> None:
         """P12: the empty message has come, the status has not."""
         for dialect, end in itertools.product(DIALECTS, ENDS):
