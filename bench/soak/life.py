@@ -150,8 +150,10 @@ class Life:
         await self._sleep(most)
         vm.unregistered = True
         client = await self._connect()
-        await client.unregisterVM(self.name, PATIENCE)
-        await client.close()
+        try:
+            await client.unregisterVM(self.name, PATIENCE)
+        finally:
+            await client.close()
 
     # A process
 

@@ -26,6 +26,9 @@ from .protocols import AgentChannel, ControlChannel, IOChannel
 
 #: Seconds between two tries to reach a console.
 CONSOLE_RETRY = 1.0
+#: What tells a socket from another: device, inode, and when it was made, for the inode of one that
+#: was removed is soon another's, while its connections still have something to say.
+_Identity = tuple[int, int, int]
 _HOLDING = (VMState.CONNECTING, VMState.WAITING, VMState.REGISTERED)
 
 
@@ -34,12 +37,12 @@ class _Sockets:
     """
     What is open, or being opened, for one VM.
 
-    @ivar identities: device and inode of its channels' sockets.
+    @ivar identities: those of its channels' sockets.
     @ivar attempt: the connecting, while it goes on.
     @ivar channels: those connected and not handed over.
     """
 
-    identities: list[tuple[int, int]] = attrs.field(factory=list)
+    identities: list[_Identity] = attrs.field(factory=list)
     attempt: Deferred[None] | None = None
     channels: list[AgentChannel] = attrs.field(factory=list)
     console: Console | None = None
@@ -64,7 +67,7 @@ class Connector:
         self._poller = poller
         self.directories = [os.path.realpath(directory) for directory in directories]
         self._sockets: dict[VM, _Sockets] = {}
-        self._holders: dict[tuple[int, int], VM] = {}
+        self._holders: dict[_Identity, VM] = {}
 
     def connect(self, vm: VM) -> None:
         """See L{IConnector.connect}."""
@@ -117,7 +120,7 @@ class Connector:
         if vm.request.console:
             self._confine(vm.request.console)
 
-    def _identify(self, path: str) -> tuple[int, int]:
+    def _identify(self, path: str) -> _Identity:
         self._confine(path)
         try:
             found = os.stat(path)
@@ -125,7 +128,7 @@ class Connector:
             raise RegistryError(f"cannot connect to {path}: {error.strerror}") from None
         if not stat.S_ISSOCK(found.st_mode):
             raise RegistryError(f"cannot connect to {path}: it is no socket")
-        return found.st_dev, found.st_ino
+        return found.st_dev, found.st_ino, found.st_mtime_ns
 
     def _confine(self, path: str) -> None:
         real = os.path.realpath(path)

@@ -4,9 +4,16 @@ The end of a VM, of a client, and of patience: P11, P12 and P13 on the real daem
 
 from __future__ import annotations
 
+import os
 import time
+from fcntl import ioctl
+from struct import unpack
+from termios import TIOCOUTQ
+
+from twisted.trial.unittest import SkipTest
 
 from ccproxy.test.processes import ProcessTestCase
+from ccproxy.testing.agent import ScriptedAgent
 from ccproxy.testing.client import commandFrame, failure, hyperPayload, registration, success
 from ccproxy.testing.daemon import eventually
 from ccproxy.wire.codes import Command, ControlCode, Dialect, Stream
@@ -124,6 +131,36 @@ class LostVMTests(ProcessTestCase):
         output = process.shim.untilExit()
         self.assertTrue(output.stdout == data)
         self.assertEqual(output.status, 255)
+
+    def test_inodeUsedAgain(self) -> None:
+        """P6, P12: a VM with output left is not taken for one whose sockets got its inodes."""
+        process = self.process()
+        agent = process.vm.agent
+        inodes = {os.stat(channel.path).st_ino for channel in (agent.control, agent.io)}
+        piece, count = bytes(n % 251 for n in range(4096)), 0
+        # Until the session and the shim's socket are full, and some of it is left in the channel's.
+        while count < 256 or self._unread(agent) < 4 * len(piece):
+            process.say(piece)
+            count += 1
+        agent.close()
+        for _ in range(20):
+            other = self.agent()
+            found = {os.stat(channel.path).st_ino for channel in (other.control, other.io)}
+            if found & inodes:
+                break
+        else:
+            raise SkipTest("this file system does not use inodes again")
+        self.client().registerVM(self.unique(), other)
+        output = process.shim.untilExit()
+        self.assertTrue(output.stdout == piece * count)
+        self.assertEqual(output.status, 255)
+
+    def _unread(self, agent: ScriptedAgent) -> int:
+        """How much of the output is in the channel's socket, when the daemon has had its time."""
+        time.sleep(0.01)
+        assert agent.io.connection is not None
+        count: int = unpack("i", ioctl(agent.io.connection, TIOCOUTQ, bytes(4)))[0]
+        return count
 
     def test_others(self) -> None:
         """P12: other VMs hear nothing of it."""
