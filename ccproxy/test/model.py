@@ -284,7 +284,8 @@ class Peer:
         limits = self.model.limits
         assert len(self.core.slots) <= limits.maxUnanswered, "too many unanswered commands"
         kept = self.core.outlet.kept
-        assert self.core.outlet.size - kept <= limits.clientBuffer + 4096, "too much unsent"
+        most = limits.clientBuffer + 4096 + len(self.tail)
+        assert self.core.outlet.size - kept <= most, "too much unsent"
         if self.line.paused and not self.deaf:
             stdin = self.track is not None and self.track.core.stdin.room <= 0
             unsent = self.core.outlet.size - kept >= limits.clientBuffer

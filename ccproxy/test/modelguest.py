@@ -487,6 +487,7 @@ class Guest:
             assert self.lostAt is not None, "closed for no reason"
             assert self.model.now >= self.lostAt + 2.0, "closed too early"
         self.closed = True
+        self._endWaits()
         self._failInFlight()
         for track in list(self.tracks.values()):
             track.vmGone()

@@ -221,7 +221,7 @@ class Model:
         self.advance(600.0)
         self.check()
         for peer in self.peers:
-            assert not peer.calls, "commands that were never answered"
+            assert peer.line.gone or not peer.calls, "commands that were never answered"
             peer.line.end()
             peer.account()
         self.settle()
@@ -519,9 +519,20 @@ class CoreMachine(RuleBasedStateMachine):
         self._connect(peer, tokens[which % len(tokens)] or "")
         self._end()
 
-    @rule(pick=PICK, id=st.sampled_from([None, None, "p1"]))
-    def launches(self, pick: int, id: str | None) -> None:
-        """All that it takes to have a process, at once."""
+    @precondition(lambda self: any(t.frames and not t.shim for t in self.model.tokens.values()))
+    @rule(pick=PICK, room=st.sampled_from([None, None, 20, 3000]))
+    def comesBack(self, pick: int, room: int | None) -> None:
+        """A shim comes back for what its predecessor did not get."""
+        tokens = self.model.tokens
+        owed = [token for token in tokens if tokens[token].frames and not tokens[token].shim]
+        peer = self.model.peer()
+        peer.line.room = room
+        self._connect(peer, owed[pick % len(owed)] or "")
+        self._end()
+
+    @rule(pick=PICK, id=st.sampled_from([None, None, "p1"]), parked=BOOL, acked=BOOL)
+    def launches(self, pick: int, id: str | None, parked: bool, acked: bool) -> None:
+        """All that it takes to have a process, at once, or all but the agent's answer."""
         free = [
             track
             for track in self.model.tokens.values()
@@ -531,16 +542,21 @@ class CoreMachine(RuleBasedStateMachine):
         if not free:
             return
         track = free[pick % len(free)]
-        self._connect(self.model.peer(), track.token or "")
+        if not parked:
+            self._connect(self.model.peer(), track.token or "")
         found = [peer for peer in self._peers() if peer.guest is track.guest]
         if found:
             self._start(found[pick % len(found)], track.token, pick, id)
             self.model.settle()
-            while track.state != "running" and track.guest.inFlight:
-                if track.guest.lineControl._ended:
-                    break
-                track.guest.answer(True, b"")
-                self.model.settle()
+        if parked and track.shim is None:
+            self._connect(self.model.peer(), track.token or "")
+            self.model.settle()
+        guest = track.guest
+        while track.state == "created" or acked and track.state == "starting":
+            if not guest.inFlight or guest.lineControl._ended:
+                break
+            guest.answer(True, b"")
+            self.model.settle()
         self._end()
 
     @precondition(lambda self: self._shims())
@@ -609,7 +625,7 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(pick=PICK, how=st.sampled_from(["gone", "gone", "half", "unnoticed"]))
     def goes(self, pick: int, how: str) -> None:
         """A client or shim goes."""
-        peers = self._peers()
+        peers = self._shims() if pick % 3 and self._shims() else self._peers()
         peer = peers[pick % len(peers)]
         if how == "unnoticed":
             peer.line.hangUp()
