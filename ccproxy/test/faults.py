@@ -14,8 +14,8 @@ from typing import Any
 from ccproxy.test.processes import ProcessTestCase, Running
 from ccproxy.testing.agent import ScriptedAgent
 from ccproxy.testing.channel import Channel
-from ccproxy.testing.client import BlockingClient, failure
-from ccproxy.wire.codes import Command, Stream
+from ccproxy.testing.client import BlockingClient
+from ccproxy.wire.codes import Command
 
 #: How many connections are broken before the results are looked at.
 BATCH = 32
@@ -135,15 +135,3 @@ class FaultTestCase(ProcessTestCase):
         """An error says what it must."""
         for word in words:
             self.assertIn(word, text)
-
-    def assertNotServed(self, client: BlockingClient, command: int, payload: object) -> None:
-        """A command fails."""
-        failure(client.call(command, payload))
-
-    def streams(self, client: BlockingClient) -> tuple[bytes, bytes]:
-        """The output that is among the frames a client has got."""
-        found = [
-            b"".join(f.payload for f in client.frames if f.type == 2 and f.opcode == stream)
-            for stream in (Stream.STDOUT, Stream.STDERR)
-        ]
-        return found[0], found[1]

@@ -198,7 +198,8 @@ class AgentCutTests(FaultTestCase):
         self.cutControl(Dialect.CC)
 
     def test_controlOfHyperstart(self) -> None:
-        """P10, P12: so is that of a hyperstart 1.x, in NEXT and events too."""
+        """P10, P12: so is that of both hyperstarts, in NEXT and events too."""
+        self.cutControl(Dialect.HYPERSTART0)
         self.cutControl(Dialect.HYPERSTART1)
 
     def test_outputOfCC(self) -> None:
@@ -206,5 +207,6 @@ class AgentCutTests(FaultTestCase):
         self.cutIO(Dialect.CC)
 
     def test_outputOfHyperstart(self) -> None:
-        """P6, P12: so is that of a hyperstart 1.x, whose status comes by the other channel."""
+        """P6, P12: so is that of both hyperstarts; the status of 1.x comes by the other channel."""
+        self.cutIO(Dialect.HYPERSTART0)
         self.cutIO(Dialect.HYPERSTART1)

@@ -9,7 +9,8 @@ import time
 from ccproxy.test.faults import FaultTestCase
 from ccproxy.test.processes import PlayedVM, Running
 from ccproxy.testing.agent import READY, Answer, ScriptedAgent
-from ccproxy.testing.client import hyperPayload, registration, success, tokensOf
+from ccproxy.testing.client import BlockingClient, hyperPayload, registration, success, tokensOf
+from ccproxy.testing.daemon import eventually
 from ccproxy.wire.codes import Command, ControlCode, Dialect, Stream
 from ccproxy.wire.messages import encodeControl, encodeIO
 
@@ -158,6 +159,29 @@ class PastReadyTests(FaultTestCase):
             longest = max(map(len, vm.agent.pieces(process.number)))
             self.assertLessEqual(longest, 4084 if dialect is Dialect.CC else 256)
             self.assertWorks(process, f"P15: {dialect}")
+
+    def test_abandoned(self) -> None:
+        """P11, P13: clients that go at any time of a registration leave nothing of it."""
+        agents = [self.agent(ready=()) for _ in range(12)]
+        for agent in agents:
+            agent.answers[ControlCode.PING] = None
+        name, began = self.unique(), time.monotonic()
+        clients = [self.client() for _ in agents]
+        for nth, client in enumerate(clients):
+            client.command(Command.REGISTER_VM, registration(f"{name}-{nth}", agents[nth], 3))
+        for nth, client in enumerate(clients):
+            # Before and after ping is asked.
+            time.sleep(max(0.0, began + nth * PING / 6 - time.monotonic()))
+            self.forget(client)
+        for nth, agent in enumerate(agents):
+            other, agent.ready = self.client(), (READY,)
+            again = registration(f"{name}-{nth}", agent)
+
+            def free(other: BlockingClient = other, payload: object = again) -> bool:
+                return not other.call(Command.REGISTER_VM, payload).error
+
+            eventually(free, f"P13: the id and the sockets of {name}-{nth} are free", 5)
+            other.hyper("startpod", {})
 
     def test_again(self) -> None:
         """P20: unregistered with its processes running, registered again at once: both do well."""
