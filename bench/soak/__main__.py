@@ -31,8 +31,8 @@ MIB = 1 << 20
 ENDING = 8
 #: Seconds in which everything must be freed: output that nobody fetches is kept for 30.
 FREEING = 45
-#: The most that the daemon may have grown at the end, in bytes: what its allocator has not returned,
-#: and what its garbage collector has not looked at. It is reached within a minute, and stays.
+#: The most that the daemon may have grown at the end, in bytes: what its allocator has not given
+#: back and its garbage collector has not looked at. It is reached within a minute, and stays.
 GROWTH = 64 * MIB
 MOST_SHOWN = 20
 _BAD_WORDS = (" error ", " critical ", "Traceback", "Unhandled")
