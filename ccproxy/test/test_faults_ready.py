@@ -184,7 +184,7 @@ class PastReadyTests(FaultTestCase):
             other.hyper("startpod", {})
 
     def test_again(self) -> None:
-        """P20: unregistered with its processes running, registered again at once: both do well."""
+        """P20: unregistered while its process runs, and registered again at once: it works."""
         vm = self.vm(1)
         process = vm.start()
         vm.client.unregisterVM(vm.id)

@@ -208,7 +208,7 @@ class AbsentShimTests(FaultTestCase):
         self.assertNotIn("dropped from now on", self.newLog())
 
     def test_alwaysAway(self) -> None:
-        """P9: ten processes without shims: the VM is held up once for each, not for ever."""
+        """P9: several processes without shims: the VM is held up once for each, not for ever."""
         vm = self.vm(4)
         aways = [self.away(vm, nth) for nth in range(3)]
         other = vm.start(3)
