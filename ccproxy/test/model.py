@@ -87,13 +87,16 @@ class Line(MemoryConnection):
         self._told = False
         super().resumeReading()
 
-    def put(self, data: bytes, hold: int = 0) -> int:
+    def put(self, data: bytes, hold: int = 0, gather: bool = False) -> int:
         """
         Send C{data}, but for its last C{hold} bytes, which go before what is sent next.
+
+        @param gather: all of it goes with what is sent next.
 
         @return: where it ends in the stream.
         """
         data = self._later + data
+        hold = len(data) if gather else hold
         self._later = data[len(data) - hold :] if hold else b""
         data = data[: len(data) - hold]
         self.fed += len(data)

@@ -403,10 +403,12 @@ class Guest:
 
     # -- the I/O channel
 
-    def write(self, proc: Proc, stream: Stream, body: bytes, hold: int = 0) -> None:
+    def write(
+        self, proc: Proc, stream: Stream, body: bytes, hold: int = 0, gather: bool = False
+    ) -> None:
         """A process writes."""
         number = proc.track.stdio + (stream is Stream.STDERR)
-        end = self.lineIO.put(encodeIO(number, body), hold)
+        end = self.lineIO.put(encodeIO(number, body), hold, gather)
         self.messages.append((end, proc, stream, body))
         self.account()
 

@@ -530,9 +530,12 @@ class CoreMachine(RuleBasedStateMachine):
         self._connect(peer, owed[pick % len(owed)] or "")
         self._end()
 
-    @rule(pick=PICK, id=st.sampled_from([None, None, "p1"]), parked=BOOL, acked=BOOL)
-    def launches(self, pick: int, id: str | None, parked: bool, acked: bool) -> None:
-        """All that it takes to have a process, at once, or all but the agent's answer."""
+    @rule(pick=PICK, id=st.sampled_from([None, None, "p1"]), parked=BOOL, acked=BOOL, second=BOOL)
+    def launches(self, pick: int, id: str | None, parked: bool, acked: bool, second: bool) -> None:
+        """
+        All that it takes to have a process, at once, or all but the agent's answer; perhaps a
+        first shim has been there and gone.
+        """
         free = [
             track
             for track in self.model.tokens.values()
@@ -542,6 +545,11 @@ class CoreMachine(RuleBasedStateMachine):
         if not free:
             return
         track = free[pick % len(free)]
+        if second:
+            first = self.model.peer()
+            self._connect(first, track.token or "")
+            first.line.end()
+            first.account()
         if not parked:
             self._connect(self.model.peer(), track.token or "")
         found = [peer for peer in self._peers() if peer.guest is track.guest]
@@ -710,6 +718,49 @@ class CoreMachine(RuleBasedStateMachine):
                 guest.write(proc, Stream.STDERR, b"!")
             guest.write(proc, Stream.STDOUT, bytes([status]))
             proc.ended = True
+        self._end()
+
+    @precondition(lambda self: self._procs())
+    @rule(pick=PICK, room=st.sampled_from([0, 20, 500, 3000]), size=st.sampled_from([700, 3000]),
+          event=BOOL, goes=BOOL)  # fmt: skip
+    def floods(self, pick: int, room: int, size: int, event: bool, goes: bool) -> None:
+        """A process writes a lot, all at once, and its shim reads little of it, or goes."""
+        procs = self._procs()
+        proc = procs[pick % len(procs)]
+        guest, shim = proc.track.guest, proc.track.shim
+        if shim is not None:
+            shim.line.takeAtMost(room)
+        for n in range(12):
+            body = (b"%d:" % self.model.nonce() * size)[:size]
+            guest.write(proc, Stream.STDOUT, body, gather=n < 11)
+        if event and guest.dialect is Dialect.HYPERSTART1 and not guest.lineControl._ended:
+            guest.event(proc, pick % 256)
+        if goes and shim is not None and not shim.line._ended:
+            shim.line.end()
+            shim.account()
+        self._end()
+
+    @precondition(lambda self: any(isinstance(g.inFlight, Entry) for g in self._talking()))
+    @rule(pick=PICK, order=st.permutations(["answer", "event", "output"]))
+    def overtakes(self, pick: int, order: list[str]) -> None:
+        """The end of a short process overtakes its output, or the answer to its start."""
+        for guest in self._talking():
+            entry = guest.inFlight
+            if not isinstance(entry, Entry) or entry.proc is None or not guest.open:
+                continue
+            proc = entry.proc
+            for step in order:
+                if step == "answer":
+                    guest.answer(True, b"")
+                elif step == "output" and not proc.ended:
+                    guest.write(proc, Stream.STDOUT, b"short")
+                    guest.write(proc, Stream.STDOUT, b"")
+                    if guest.dialect is not Dialect.HYPERSTART1:
+                        guest.write(proc, Stream.STDOUT, bytes([pick % 256]))
+                    proc.ended = True
+                elif step == "event" and guest.dialect is Dialect.HYPERSTART1:
+                    guest.event(proc, pick % 256)
+            break
         self._end()
 
     @precondition(lambda self: any(p.ended and not p.told for g in self._talking() for p in g.procs))
