@@ -17,7 +17,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import LoopingCall, deferLater, react
 
-from ccproxy.errors import ProxyError
+from ccproxy.errors import ConnectionClosed, ProxyError
 from ccproxy.net.client import ProxyClient, connectUNIX
 from ccproxy.testing.daemon import Daemon
 
@@ -35,6 +35,8 @@ FREEING = 45
 #: back and its garbage collector has not looked at. It is reached within a minute, and stays.
 GROWTH = 64 * MIB
 MOST_SHOWN = 20
+#: How much of the log of a daemon that has died is shown, in characters.
+MOST_LOG = 4000
 _BAD_WORDS = (" error ", " critical ", "Traceback", "Unhandled")
 
 
@@ -72,14 +74,15 @@ class Soak:
             lives = [Deferred.fromCoroutine(life.go(until)) for life in self._lives(folder)]
             await gatherResults(lives)
         watching.stop()
+        if not daemon.isAlive():
+            print(f"VIOLATION: the daemon has died:\n{daemon.log()[-MOST_LOG:]}")
+            return False
         seconds, used = time.monotonic() - begun, daemon.cpuSeconds() - cpu
         freed = await self._freed(descriptors)
         end = daemon.memory()
         if end - memory > GROWTH:
             tally.violations.append(f"{(end - memory) >> 20} MiB of memory are not given back")
-        if not daemon.isAlive():
-            tally.violations.append("the daemon has died")
-        elif daemon.stop() != 0:
+        if daemon.stop() != 0:
             tally.violations.append("the daemon did not end with status 0")
         for line in daemon.log().splitlines():
             if any(word in line for word in _BAD_WORDS):
@@ -126,7 +129,7 @@ class Soak:
         """
         begun = time.monotonic()
         left = ["the daemon"]
-        while left and time.monotonic() < begun + FREEING and self._daemon.isAlive():
+        while left and time.monotonic() < begun + FREEING:
             await deferLater(self._reactor, 0.5, lambda: None)
             left = await self._left(descriptors)
         self._tally.violations += left
@@ -149,6 +152,9 @@ class Soak:
                 await prober.connectShim(token, PATIENCE)
             except ProxyError:
                 continue
+            except ConnectionClosed:
+                # It is valid, and there was no more to say on it.
+                pass
             await prober.close()
             prober = await self._connect(Echo())
             self._tally.tokens.append(token)
