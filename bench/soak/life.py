@@ -292,7 +292,9 @@ class Life:
                 listening.bind(path)
                 listening.listen(1)
             answer = client.registerVM(self.name, control, io, numIOStreams=3)
-            answer.addErrback(lambda reason: reason.trap(ConnectionClosed))
+            answer.addErrback(
+                lambda reason: reason.check(ConnectionClosed) or self._tally.failed(reason.value)
+            )
             await self._sleep(2)
             transport: Any = client.transport
             transport.abortConnection()
