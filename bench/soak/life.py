@@ -13,6 +13,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 
 from ccproxy.errors import ConnectionClosed, ProxyError
 from ccproxy.net.client import ProxyClient, connectUNIX
@@ -292,9 +293,7 @@ class Life:
                 listening.bind(path)
                 listening.listen(1)
             answer = client.registerVM(self.name, control, io, numIOStreams=3)
-            answer.addErrback(
-                lambda reason: reason.check(ConnectionClosed) or self._tally.failed(reason.value)
-            )
+            answer.addErrback(self._refused)
             await self._sleep(2)
             transport: Any = client.transport
             transport.abortConnection()
@@ -303,3 +302,8 @@ class Life:
             await deferLater(self._reactor, 0.5)
         os.unlink(control)
         os.unlink(io)
+
+    def _refused(self, reason: Failure) -> None:
+        """The answer to a registration that was abandoned: there should be none."""
+        if not reason.check(ConnectionClosed):
+            self._tally.failed(reason.value, self.name)
