@@ -306,4 +306,4 @@ class Life:
     def _refused(self, reason: Failure) -> None:
         """The answer to a registration that was abandoned: there should be none."""
         if not reason.check(ConnectionClosed):
-            self._tally.failed(reason.value, self.name)
+            self._tally.failed(Violation(reason.getErrorMessage()), self.name)
