@@ -261,6 +261,9 @@ class Guest:
             self.inFlight = entry
             if message.number in STARTS:
                 self._begin(entry, message, data)
+        if self.inFlight is None and not self.lineControl.closed:
+            for entry in [entry for entry in self.queue if self._unsendable(entry)]:
+                self._skip(entry)
 
     def _entry(self, message: Message, data: dict[str, Any]) -> Entry:
         """Which command a message is."""
@@ -287,9 +290,11 @@ class Guest:
         if entry.signal is None:
             assert not before, "the order of commands"
             firsts: dict[Peer, Entry] = {}
-            for other in self.queue:
-                first = firsts.setdefault(other.peer, other)
-                assert first.signal is None, "a signal goes before other clients' commands"
+            for other in list(self.queue):
+                if firsts.setdefault(other.peer, other) is other and other.signal is not None:
+                    assert self._unsendable(other), "a signal goes before others' commands"
+                    self._skip(other)
+                    del firsts[other.peer]
 
     def _unsendable(self, entry: Entry) -> bool:
         """Whether a signal comes too late, or the process of a start is running already."""
@@ -417,10 +422,7 @@ class Guest:
         while self.messages and self.messages[0][0] <= self.lineIO.used:
             _, proc, stream, body = self.messages.popleft()
             proc.track.output(proc.tries, stream, body)
-        if self.lineIO.paused and self.blockedSince is None:
-            self.blockedSince = self.model.now
-        elif not self.lineIO.paused and self.blockedSince is not None:
-            self.blockedSince, self.readSince = None, self.model.now
+        self._notePause()
         while self.lineIO.messages:
             number, body = self.lineIO.messages.popleft()
             self.tracks[number].given(body)
@@ -430,6 +432,12 @@ class Guest:
                 self._channelEnded(io)
         if self.lineControl.closed and self.lineIO.closed and not self.closed:
             self.gone()
+
+    def _notePause(self) -> None:
+        if self.lineIO.paused and self.blockedSince is None:
+            self.blockedSince = self.model.now
+        elif not self.lineIO.paused and self.blockedSince is not None:
+            self.blockedSince, self.readSince = None, self.model.now
 
     def _channelEnded(self, io: bool) -> None:
         if io:
@@ -497,6 +505,7 @@ class Guest:
     def tick(self, now: float) -> None:
         """Time has passed."""
         limits = self.model.limits
+        self._notePause()
         if self.state in ("connecting", "waiting") and now >= self.since + limits.readyTimeout:
             self.fail()
         if self.state == "lost" and now >= (self.lostAt or 0.0) + limits.lostTimeout:
@@ -515,8 +524,6 @@ class Guest:
             return
         io = self.lineIO
         if self.inFlight is None and not self.lineControl.closed:
-            for entry in [entry for entry in self.queue if self._unsendable(entry)]:
-                self._skip(entry)
             assert not self.queue, "a command waits for nothing"
         if not io.closed:
             if io.paused:
