@@ -117,12 +117,12 @@ class Registry:
 
     def flush(self) -> None:
         """The end of a turn: send what has gathered."""
+        crowded = self._crowded or self.budget.crowded
         while self._touched:
             self._touched.pop().flush()
-        crowded = self.budget.crowded
-        if self._crowded and not crowded:
+        self._crowded = self.budget.crowded
+        if crowded and not self._crowded:
             self._uncrowded()
-        self._crowded = crowded
 
     def _uncrowded(self) -> None:
         """Each session may hold more again: those that were full are not."""
