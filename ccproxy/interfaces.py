@@ -65,7 +65,8 @@ class IConnection(Interface):
         """
         Read all that has come, to the end of the stream if it is there, before returning.
 
-        For a connection that has hung up. Does nothing while reading is paused.
+        What a peer that is there goes on sending meanwhile may be left for later. Does nothing
+        while reading is paused.
         """
 
     def close() -> None:

@@ -47,6 +47,9 @@ MOST_BUFFERS = 1024
 #: A rest up to this many bytes is copied in front of what is read next; a longer one is appended
 #: to instead, so that its bytes are not copied for every small piece that comes.
 MOST_IN_FRONT = 8 << 10
+#: Reads for one L{StreamTransport.readNow} of a peer that is there, which may never stop sending:
+#: far more than a socket holds.
+MOST_AT_ONCE = 32
 #: The kernel counts whole buffers, none of which is smaller than this; a moment before it has let
 #: go of the last one a byte or two are left in its count.
 _LEAST_COUNTED = 256
@@ -306,8 +309,13 @@ class StreamTransport:
         if self._receiving:
             return
         self._readable = self._hungUp = True
+        reads = 0
         try:
             while self._life is _OPEN and not self._paused and (self._readable or self._offerAgain):
+                if reads == MOST_AT_ONCE and not self.hungUp():
+                    self._poller.enqueue(self)
+                    break
+                reads += 1
                 self._read()
         except Exception:
             self._poller.failed(self)

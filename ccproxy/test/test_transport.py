@@ -365,6 +365,24 @@ class PausingTests(SocketCase):
         self.turn()
         self.assertEqual(sink.data, b"ab")
 
+    def test_readNowOfAFlood(self) -> None:
+        """P3: a peer that sends as fast as it is read holds up nobody, and is read on later."""
+        sink, connection, peer = self.connected()
+
+        def use(data: memoryview) -> int:
+            if len(sink.data) < 1000:
+                peer.send(b"z")
+            else:
+                peer.close()
+            return len(data)
+
+        sink.use = use
+        peer.send(b"z")
+        connection.readNow()
+        self.assertLess(len(sink.data), 1000)
+        self.turn(100)
+        self.assertEqual((sink.data, sink.calls[-1]), (b"z" * 1001, "ended"))
+
     def test_readNowWhilePaused(self) -> None:
         """Nothing is read while reading is paused."""
         sink, connection, peer = self.connected()
