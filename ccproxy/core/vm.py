@@ -99,6 +99,7 @@ class VM:
         self.state = advance(VM_TABLE, self.state, input)
 
     def _later(self, delay: float, action: Callable[..., object], *args: object) -> None:
+        self._waits = [wait for wait in self._waits if wait.active()]
         self._waits.append(self.registry.later(delay, action, *args))
 
     def _cancelWaits(self) -> None:
@@ -343,8 +344,8 @@ class VM:
         return command is not None and command.name == "destroypod" and self.dialect.isHyperstart
 
     def _lastWords(self, error: RequestError) -> None:
-        """The other channel has had its time; while a full session holds it up, it has more."""
-        if self.flow.blocker is not None and self.io is not None:
+        """The other channel has had its time, unless a full session has held it up meanwhile."""
+        if self.flow.readFor < LAST_WORDS and self.io is not None:
             self._later(LAST_WORDS, self._lastWords, error)
         else:
             self._close(error)

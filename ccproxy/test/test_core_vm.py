@@ -480,6 +480,40 @@ class LossTests(SynchronousTestCase):
         self.assertTrue(shim.connection.closed)
         self.assertEqual(world.registry.budget.used, 0)
 
+    def test_lastWordsHeldUpUntilNow(self) -> None:
+        """P6: a channel that was held up until a moment ago has its time to be read."""
+        world = World(Dialect.CC, sessionBuffer=4096)
+        agent, runtime, tokens = world.register(streams=1)
+        shim = world.process(agent, runtime, tokens[0])
+        shim.connection.room = 0
+        agent.control.end()
+        for _ in range(6):
+            agent.output(3, b"x" * 1000)
+        world.clock.advance(1.9)
+        self.assertTrue(agent.io.paused)
+        shim.connection.makeRoom()
+        agent.io.pump()
+        world.clock.advance(0.1)
+        self.assertFalse(agent.io.closed)
+        agent.output(3, b"last")
+        self.assertEqual(shim.frames()[-1].payload, b"last")
+        world.clock.advance(2)
+        self.assertTrue(agent.io.closed)
+        self.assertEqual(brief(shim.frames()), [LOST])
+
+    def test_lastWordsOfMonths(self) -> None:
+        """P9: a shim that never reads holds up what is left of its VM, and costs no memory."""
+        world = World(Dialect.CC, sessionBuffer=4096)
+        agent, runtime, tokens = world.register(streams=1)
+        shim = world.process(agent, runtime, tokens[0])
+        shim.connection.room = 0
+        for _ in range(6):
+            agent.output(3, b"x" * 1000)
+        agent.control.end()
+        world.clock.pump([2.0] * 1000)
+        self.assertFalse(agent.io.closed)
+        self.assertLess(len(agent.vm._waits), 10)
+
     def test_undelivered(self) -> None:
         """P7: what was not delivered outlives the VM, and its token with it, for 30 s."""
         shim = self.world.process(self.agent, self.runtime, self.tokens[0])
