@@ -175,6 +175,10 @@ class Connector:
 
         console = Console(vm.log, vm.fields, retry)
         try:
+            # Each time anew: what stands there may have changed since the last try.
+            holder = self._holders.get(self._identify(path))
+            if holder is not None:
+                raise RegistryError(f"{path} is a channel of VM {holder.containerId}")
             await connectUNIX(self._poller, path, console, CONSOLE_RETRY)
             sockets.console = console
         except CancelledError:
