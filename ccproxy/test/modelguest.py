@@ -21,7 +21,8 @@ from ccproxy.wire.messages import (
     encodeIO,
 )
 
-from .model import Call, Channel, Line, Peer, Track
+from .model import Call, Peer, Track
+from .modellines import Channel, Line
 
 STARTS = {ControlCode.NEWCONTAINER: "id", ControlCode.EXECCMD: "container"}
 SIGWINCH = 28
@@ -273,7 +274,9 @@ class Guest:
                 if self.signalMessage(entry.track, *entry.signal) == (message.number, data):
                     return entry
             else:
-                nonce = data["process"]["args"][1] if message.number in STARTS else data.get("nonce")
+                nonce = (
+                    data["process"]["args"][1] if message.number in STARTS else data.get("nonce")
+                )
                 if nonce == str(entry.nonce):
                     return entry
         raise AssertionError(f"a command that nobody gave: {message}")

@@ -28,9 +28,10 @@ from ccproxy.wire.codes import Command, Dialect, FrameType, Stream
 from ccproxy.wire.frames import encodeStream
 from ccproxy.wire.messages import encodeIO
 
-from .memory import World, command, registration, startData
-from .model import Call, Held, Line, Peer, Track
+from .memory import command, registration, startData
+from .model import Call, Held, Peer
 from .modelguest import SIGWINCH, Entry, Guest, Proc
+from .modelworld import Model
 
 NAMES = ("alpha", "beta")
 CONTAINERS = ("c1", "c2", "c3")
@@ -39,201 +40,6 @@ SIZES = (1, 1, 2, 40, 700, 1012, 4084, 10000)
 PICK = st.integers(0, 1000)
 FEW = st.integers(0, 3)
 BOOL = st.booleans()
-
-
-class Model:
-    """
-    The world, and what is known of it.
-
-    @ivar names: the VMs that clients can know, by name; registering and lost ones too.
-    @ivar tokens: the sessions by their tokens, as long as these are good.
-    """
-
-    def __init__(self, dialect: Dialect | None, **limits: Any) -> None:
-        self.world = World(
-            dialect,
-            readyTimeout=10.0,
-            commandTimeout=60.0,
-            processTimeout=20.0,
-            undeliveredTimeout=12.0,
-            absentTimeout=15.0,
-            lostTimeout=200.0,
-            maxCommands=6,
-            maxUnanswered=12,
-            clientBuffer=2048,
-            **limits,
-        )
-        self.limits = self.world.registry.limits
-        self.world.registry.makeToken = self._makeToken
-        self.names: dict[str, Guest] = {}
-        self.guests: list[Guest] = []
-        self.peers: list[Peer] = []
-        self.tokens: dict[str | None, Track] = {}
-        self._made = self._predicted = self._nonce = self._events = 0
-
-    @property
-    def now(self) -> float:
-        """Now."""
-        return self.world.clock.seconds()
-
-    def _makeToken(self) -> str:
-        self._made += 1
-        return f"{self._made:06d}" + "A" * 37 + "="
-
-    def nextToken(self) -> str:
-        """The token that is made next."""
-        self._predicted += 1
-        return f"{self._predicted:06d}" + "A" * 37 + "="
-
-    def nonce(self) -> int:
-        """A number that nothing else has."""
-        self._nonce += 1
-        return self._nonce
-
-    def peer(self) -> Peer:
-        """A new client."""
-        peer = Peer(self)
-        self.peers.append(peer)
-        return peer
-
-    # -- turns
-
-    def _lines(self) -> list[tuple[Line, Any]]:
-        lines: list[tuple[Line, Any]] = [(peer.line, peer) for peer in self.peers if not peer.closed]
-        for guest in self.guests:
-            if guest.state != "connecting" and not guest.closed:
-                lines += [(guest.lineControl, guest), (guest.lineIO, guest)]
-        return lines
-
-    def settle(self) -> None:
-        """Let the core go on until nothing moves."""
-        moved = True
-        while moved:
-            moved = False
-            for line, owner in self._lines():
-                before = line.used, line.endSeen, line.closed
-                if not line.quiet:
-                    line.pump()
-                owner.account()
-                moved = moved or before != (line.used, line.endSeen, line.closed)
-            for guest in self.guests:
-                while guest.reading and guest.lineIO.waiting and not guest.lineIO.closed:
-                    guest.lineIO.drain()
-                    guest.account()
-                    moved = True
-        for peer in self.peers:
-            peer.account()
-            peer.observe()
-
-    def advance(self, seconds: float) -> None:
-        """Let time pass, timer by timer."""
-        clock, end = self.world.clock, self.now + seconds
-        while True:
-            calls = [call.getTime() for call in clock.getDelayedCalls()]
-            if not calls or min(calls) > end:
-                break
-            clock.advance(max(0.0, min(calls) - self.now))
-            self._tick()
-        clock.advance(end - self.now)
-        self._tick()
-
-    def _tick(self) -> None:
-        for entry in self.world.events[self._events :]:
-            if entry.get("event") == "output-dropped":
-                self._dropped(entry)
-        self._events = len(self.world.events)
-        for guest in self.guests:
-            guest.tick(self.now)
-            guest.account()
-        for peer in self.peers:
-            peer.account()
-        self.settle()
-
-    def _dropped(self, entry: dict[str, Any]) -> None:
-        """The core gives up output: it may, and says so."""
-        (track,) = [
-            track
-            for guest in self.guests
-            for track in guest.tracks.values()
-            if track.token is not None and entry["session"] == track.token[:6] + "..."
-        ]
-        guest = track.guest
-        assert track.shim is None, "output dropped under the eyes of its shim"
-        held = sum(map(len, track.frames))
-        assert held >= self.world.registry.budget.share, "dropped too early"
-        assert guest.blockedSince is not None
-        assert self.now >= guest.blockedSince + self.limits.absentTimeout, "dropped too early"
-        track.dropping = True
-
-    # -- what always holds
-
-    def check(self) -> None:
-        """Compare the core with the model, after a step."""
-        registry = self.world.registry
-        for peer in self.peers:
-            peer.check()
-        used = 0
-        for guest in self.guests:
-            guest.check()
-            sessions = {session.stdio: session for session in guest.vm.processes.sessions}
-            alive = {stdio for stdio, track in guest.tracks.items() if track.state != "ended"}
-            assert set(sessions) == alive, f"sessions {set(sessions)}, not {alive}"
-            for stdio, session in sessions.items():
-                track = guest.tracks[stdio]
-                used += session.output.held + session.stdin.size
-                assert session.output.held >= sum(map(len, track.frames))
-                assert sum(map(len, session.output.pending)) == session.output.pendingSize
-                assert session.output.held <= self.limits.sessionBuffer + 10100, "too much output"
-                assert session.stdin.size <= self.limits.sessionBuffer + 10100, "too much stdin"
-                held = max(0, len(track.stdin) - track.got)
-                assert session.stdin.size <= held, "stdin from nowhere"
-        assert registry.budget.used == used, f"{registry.budget.used} counted, {used} held"
-        assert set(registry.tokens) == set(self.tokens), "other tokens"
-        assert set(registry.vms) == set(self.names), "other VMs"
-        assert registry.clients == {peer.core for peer in self.peers if not peer.closed}
-        self.peers = [peer for peer in self.peers if not peer.closed]
-        self.guests = [
-            guest
-            for guest in self.guests
-            if not (guest.closed and guest.state == "gone")
-            or any(track.state != "ended" for track in guest.tracks.values())
-        ]
-
-    def finish(self) -> None:
-        """Everybody goes: all that is owed is paid, and nothing is left."""
-        for peer in self.peers:
-            peer.line.put(b"")
-            if not peer.closed:
-                peer.line.makeRoom()
-        for guest in self.guests:
-            if guest.state != "connecting" and not guest.closed:
-                guest.reading = True
-                guest.lineIO.makeRoom()
-        self.settle()
-        self.check()
-        for guest in self.guests:
-            for line in (guest.lineControl, guest.lineIO):
-                if guest.state != "connecting":
-                    line.end()
-                    guest.account()
-        self.settle()
-        self.check()
-        self.advance(600.0)
-        self.check()
-        for peer in self.peers:
-            assert peer.line.gone or not peer.calls, "commands that were never answered"
-            peer.line.end()
-            peer.account()
-        self.settle()
-        self.check()
-        self.advance(1000.0)
-        self.check()
-        registry = self.world.registry
-        assert not self.peers and not self.guests
-        assert not registry.tokens and not registry.vms and not registry.leaving
-        assert registry.budget.used == 0
-        left = self.world.clock.getDelayedCalls()
-        assert not left, f"timers are left: {left}"
 
 
 class CoreMachine(RuleBasedStateMachine):
@@ -281,15 +87,13 @@ class CoreMachine(RuleBasedStateMachine):
     def _runtime(self, pick: int) -> Peer:
         """A client that is no shim; a new one from time to time."""
         found = self._runtimes()
-        if not found or pick % 5 == 0 and len(found) < 6:
+        if not found or (pick % 5 == 0 and len(found) < 6):
             return self.model.peer()
         return found[pick % len(found)]
 
     def _connected(self) -> list[Guest]:
         return [
-            guest
-            for guest in self.model.guests
-            if guest.state != "connecting" and not guest.closed
+            guest for guest in self.model.guests if guest.state != "connecting" and not guest.closed
         ]
 
     def _talking(self) -> list[Guest]:
@@ -370,9 +174,11 @@ class CoreMachine(RuleBasedStateMachine):
 
         def begun(call: Call) -> None:
             guest = model.names.get(name)
-            if guest is None or guest.state not in ("registered", "lost"):
-                call.resolve(False)
-            elif guest.state == "lost" and streams:
+            if (
+                guest is None
+                or guest.state not in ("registered", "lost")
+                or (guest.state == "lost" and streams)
+            ):
                 call.resolve(False)
             else:
                 peer.guest = guest
@@ -486,9 +292,9 @@ class CoreMachine(RuleBasedStateMachine):
         for _ in range(again if guest.hyperstart else 0):
             guest.next()
         entry = guest.inFlight
-        if isinstance(entry, Entry) and entry.proc is not None and not ok:
-            if any(proc is entry.proc for _, proc, _, _ in guest.messages) or entry.proc.told:
-                ok = True
+        proc = entry.proc if isinstance(entry, Entry) else None
+        if proc is not None:
+            ok = ok or proc.told or any(other is proc for _, other, _, _ in guest.messages)
         guest.answer(ok, f"answer {self.model.nonce()}".encode())
         self._end()
 
@@ -520,11 +326,14 @@ class CoreMachine(RuleBasedStateMachine):
         self._end()
 
     @precondition(lambda self: any(t.frames and not t.shim for t in self.model.tokens.values()))
-    @rule(pick=PICK, room=st.sampled_from([None, None, 20, 3000]))
-    def comesBack(self, pick: int, room: int | None) -> None:
-        """A shim comes back for what its predecessor did not get."""
+    @rule(pick=PICK, room=st.sampled_from([None, None, 20, 3000]), delay=st.sampled_from([0, 0, 6]))
+    def comesBack(self, pick: int, room: int | None, delay: float) -> None:
+        """A shim comes back, perhaps after a while, for what its predecessor did not get."""
+        self.model.advance(delay)
         tokens = self.model.tokens
         owed = [token for token in tokens if tokens[token].frames and not tokens[token].shim]
+        if not owed:
+            return
         peer = self.model.peer()
         peer.line.room = room
         self._connect(peer, owed[pick % len(owed)] or "")
@@ -536,21 +345,27 @@ class CoreMachine(RuleBasedStateMachine):
         All that it takes to have a process, at once, or all but the agent's answer; perhaps a
         first shim has been there and gone.
         """
+        self._launch(pick, id, parked, acked, second)
+        self._end()
+
+    def _launch(
+        self, pick: int, id: str | None, parked: bool, acked: bool, second: bool = False
+    ) -> None:
         free = [
             track
             for track in self.model.tokens.values()
-            if track.state == "created" and track.start is None and track.shim is None
+            if track.state == "created" and track.start is None
             and track.guest.state == "registered"
         ]  # fmt: skip
         if not free:
             return
         track = free[pick % len(free)]
-        if second:
+        if second and track.shim is None:
             first = self.model.peer()
             self._connect(first, track.token or "")
             first.line.end()
             first.account()
-        if not parked:
+        if not parked and track.shim is None:
             self._connect(self.model.peer(), track.token or "")
         found = [peer for peer in self._peers() if peer.guest is track.guest]
         if found:
@@ -559,36 +374,42 @@ class CoreMachine(RuleBasedStateMachine):
         if parked and track.shim is None:
             self._connect(self.model.peer(), track.token or "")
             self.model.settle()
+        shim = track.shim
+        if shim is not None and shim in self._shims() and pick % 4 == 0:
+            self._type(shim, b"typed ahead")
+            self._type(shim, b"")
         guest = track.guest
-        while track.state == "created" or acked and track.state == "starting":
+        while track.state == "created" or (acked and track.state == "starting"):
             if not guest.inFlight or guest.lineControl._ended:
                 break
             guest.answer(True, b"")
             self.model.settle()
-        self._end()
 
     @precondition(lambda self: self._shims())
-    @rule(pick=PICK, size=st.sampled_from((0, *SIZES)), count=st.integers(1, 4), hold=FEW)
-    def types(self, pick: int, size: int, count: int, hold: int) -> None:
-        """A shim sends stdin, perhaps with a frame that is cut."""
+    @rule(pick=PICK, size=st.sampled_from(SIZES), count=st.integers(1, 4), hold=FEW, end=FEW)
+    def types(self, pick: int, size: int, count: int, hold: int, end: int) -> None:
+        """A shim sends stdin, perhaps to its end, perhaps with a frame that is cut."""
         shims = self._shims()
         peer = shims[pick % len(shims)]
-        for _ in range(count):
-            data = (b"%d." % self.model.nonce() * size)[:size]
-            track = peer.track
-
-            def begun(data: bytes = data, track: Track | None = track) -> None:
-                if track is not None and peer.track is track:
-                    track.takeInput(data)
-
-            peer.send(encodeStream(Stream.STDIN, data), begun, hold)
+        pieces = [(b"%d." % self.model.nonce() * size)[:size] for _ in range(count)]
+        for data in [*pieces, b""] if end == 1 else pieces:
+            self._type(peer, data, hold)
         self._end()
+
+    def _type(self, peer: Peer, data: bytes, hold: int = 0) -> None:
+        def begun() -> None:
+            if peer.track is not None:
+                peer.track.takeInput(data)
+
+        peer.send(encodeStream(Stream.STDIN, data), begun, hold)
 
     @precondition(lambda self: self._shims())
     @rule(pick=PICK, number=st.sampled_from([1, 2, 9, 10, 15, 28, 28, 64]), good=FEW)
     def signals(self, pick: int, number: int, good: int) -> None:
         """A shim sends a signal; a bad one now and then."""
         shims = self._shims()
+        early = [peer for peer in shims if peer.track and peer.track.state != "running"]
+        shims = early if early and pick % 2 else shims
         peer, model = shims[pick % len(shims)], self.model
         valid = bool(good) or pick % 2 == 0
         size = {"columns": 80 + good, "rows": 25} if (number == SIGWINCH) is valid else {}
@@ -721,10 +542,19 @@ class CoreMachine(RuleBasedStateMachine):
         self._end()
 
     @precondition(lambda self: self._procs())
-    @rule(pick=PICK, room=st.sampled_from([0, 20, 500, 3000]), size=st.sampled_from([700, 3000]),
-          event=BOOL, goes=BOOL)  # fmt: skip
-    def floods(self, pick: int, room: int, size: int, event: bool, goes: bool) -> None:
-        """A process writes a lot, all at once, and its shim reads little of it, or goes."""
+    @rule(
+        pick=PICK,
+        room=st.sampled_from([0, 20, 500, 3000]),
+        more=st.sampled_from([0, 900, 2500]),
+        size=st.sampled_from([500, 700, 3000]),
+        whole=BOOL,
+        event=BOOL,
+        goes=BOOL,
+    )
+    def floods(
+        self, pick: int, room: int, more: int, size: int, whole: bool, event: bool, goes: bool
+    ) -> None:
+        """A process writes a lot, perhaps at once; its shim reads little of it, or goes."""
         procs = self._procs()
         proc = procs[pick % len(procs)]
         guest, shim = proc.track.guest, proc.track.shim
@@ -732,7 +562,9 @@ class CoreMachine(RuleBasedStateMachine):
             shim.line.takeAtMost(room)
         for n in range(12):
             body = (b"%d:" % self.model.nonce() * size)[:size]
-            guest.write(proc, Stream.STDOUT, body, gather=n < 11)
+            guest.write(proc, Stream.STDOUT, body, gather=whole and n < 11)
+        if shim is not None and more and not shim.closed:
+            shim.line.makeRoom(more)
         if event and guest.dialect is Dialect.HYPERSTART1 and not guest.lineControl._ended:
             guest.event(proc, pick % 256)
         if goes and shim is not None and not shim.line._ended:
@@ -740,10 +572,10 @@ class CoreMachine(RuleBasedStateMachine):
             shim.account()
         self._end()
 
-    @precondition(lambda self: any(isinstance(g.inFlight, Entry) for g in self._talking()))
     @rule(pick=PICK, order=st.permutations(["answer", "event", "output"]))
     def overtakes(self, pick: int, order: list[str]) -> None:
         """The end of a short process overtakes its output, or the answer to its start."""
+        self._launch(pick, None, parked=False, acked=False)
         for guest in self._talking():
             entry = guest.inFlight
             if not isinstance(entry, Entry) or entry.proc is None or not guest.open:
@@ -763,12 +595,17 @@ class CoreMachine(RuleBasedStateMachine):
             break
         self._end()
 
-    @precondition(lambda self: any(p.ended and not p.told for g in self._talking() for p in g.procs))
+    @precondition(
+        lambda self: any(p.ended and not p.told for g in self._talking() for p in g.procs)
+    )
     @rule(pick=PICK)
     def tells(self, pick: int) -> None:
         """hyperstart 1.x tells the status of a process whose output has ended."""
         procs = [
-            proc for guest in self._talking() for proc in guest.procs if proc.ended and not proc.told
+            proc
+            for guest in self._talking()
+            for proc in guest.procs
+            if proc.ended and not proc.told
         ]
         proc = procs[pick % len(procs)]
         guest = proc.track.guest
@@ -818,7 +655,7 @@ class ModelTests(SynchronousTestCase):
             run_state_machine_as_test(
                 CoreMachine,
                 settings=hypothesis.settings(
-                    max_examples=1000,
+                    max_examples=1200,
                     stateful_step_count=60,
                     deadline=None,
                     derandomize=not seconds,

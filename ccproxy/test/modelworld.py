@@ -1,0 +1,211 @@
+"""
+The world of the model: the core, what is known of it, and the passing of time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ccproxy.wire.codes import Dialect
+
+from .memory import World
+from .model import Peer, Track
+from .modelguest import Guest
+from .modellines import Line
+
+
+class Model:
+    """
+    The world, and what is known of it.
+
+    @ivar names: the VMs that clients can know, by name; registering and lost ones too.
+    @ivar tokens: the sessions by their tokens, as long as these are good.
+    """
+
+    def __init__(self, dialect: Dialect | None, **limits: Any) -> None:
+        self.world = World(
+            dialect,
+            readyTimeout=10.0,
+            commandTimeout=60.0,
+            processTimeout=20.0,
+            undeliveredTimeout=12.0,
+            absentTimeout=15.0,
+            lostTimeout=200.0,
+            maxCommands=6,
+            maxUnanswered=12,
+            clientBuffer=2048,
+            **limits,
+        )
+        self.limits = self.world.registry.limits
+        self.world.registry.makeToken = self._makeToken
+        self.names: dict[str, Guest] = {}
+        self.guests: list[Guest] = []
+        self.peers: list[Peer] = []
+        self.tokens: dict[str | None, Track] = {}
+        self._made = self._predicted = self._nonce = self._events = 0
+
+    @property
+    def now(self) -> float:
+        """Now."""
+        return self.world.clock.seconds()
+
+    def _makeToken(self) -> str:
+        self._made += 1
+        return f"{self._made:06d}" + "A" * 37 + "="
+
+    def nextToken(self) -> str:
+        """The token that is made next."""
+        self._predicted += 1
+        return f"{self._predicted:06d}" + "A" * 37 + "="
+
+    def nonce(self) -> int:
+        """A number that nothing else has."""
+        self._nonce += 1
+        return self._nonce
+
+    def peer(self) -> Peer:
+        """A new client."""
+        peer = Peer(self)
+        self.peers.append(peer)
+        return peer
+
+    # -- turns
+
+    def _lines(self) -> list[tuple[Line, Any]]:
+        lines: list[tuple[Line, Any]] = [
+            (peer.line, peer) for peer in self.peers if not peer.closed
+        ]
+        for guest in self.guests:
+            if guest.state != "connecting" and not guest.closed:
+                lines += [(guest.lineControl, guest), (guest.lineIO, guest)]
+        return lines
+
+    def settle(self) -> None:
+        """Let the core go on until nothing moves."""
+        moved = True
+        while moved:
+            moved = False
+            for line, owner in self._lines():
+                before = line.used, line.endSeen, line.closed
+                if not line.quiet:
+                    line.pump()
+                owner.account()
+                moved = moved or before != (line.used, line.endSeen, line.closed)
+            for guest in self.guests:
+                while guest.reading and guest.lineIO.waiting and not guest.lineIO.closed:
+                    guest.lineIO.drain()
+                    guest.account()
+                    moved = True
+        for peer in self.peers:
+            peer.account()
+            peer.observe()
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, timer by timer."""
+        clock, end = self.world.clock, self.now + seconds
+        while True:
+            calls = [call.getTime() for call in clock.getDelayedCalls()]
+            if not calls or min(calls) > end:
+                break
+            clock.advance(max(0.0, min(calls) - self.now))
+            self._tick()
+        clock.advance(end - self.now)
+        self._tick()
+
+    def _tick(self) -> None:
+        for entry in self.world.events[self._events :]:
+            if entry.get("event") == "output-dropped":
+                self._dropped(entry)
+        self._events = len(self.world.events)
+        for guest in self.guests:
+            guest.tick(self.now)
+            guest.account()
+        for peer in self.peers:
+            peer.account()
+        self.settle()
+
+    def _dropped(self, entry: dict[str, Any]) -> None:
+        """The core gives up output: it may, and says so."""
+        (track,) = [
+            track
+            for guest in self.guests
+            for track in guest.tracks.values()
+            if track.token is not None and entry["session"] == track.token[:6] + "..."
+        ]
+        guest = track.guest
+        assert track.shim is None, "output dropped under the eyes of its shim"
+        held = sum(map(len, track.frames))
+        assert held >= self.world.registry.budget.share, "dropped too early"
+        assert guest.blockedSince is not None
+        assert self.now >= guest.blockedSince + self.limits.absentTimeout, "dropped too early"
+        track.dropping = True
+
+    # -- what always holds
+
+    def check(self) -> None:
+        """Compare the core with the model, after a step."""
+        registry = self.world.registry
+        for peer in self.peers:
+            peer.check()
+        used = 0
+        for guest in self.guests:
+            guest.check()
+            sessions = {session.stdio: session for session in guest.vm.processes.sessions}
+            alive = {stdio for stdio, track in guest.tracks.items() if track.state != "ended"}
+            assert set(sessions) == alive, f"sessions {set(sessions)}, not {alive}"
+            for stdio, session in sessions.items():
+                track = guest.tracks[stdio]
+                used += session.output.held + session.stdin.size
+                assert session.output.held >= sum(map(len, track.frames))
+                assert sum(map(len, session.output.pending)) == session.output.pendingSize
+                assert session.output.held <= self.limits.sessionBuffer + 10100, "too much output"
+                assert session.stdin.size <= self.limits.sessionBuffer + 10100, "too much stdin"
+                held = max(0, len(track.stdin) - track.got)
+                assert session.stdin.size <= held, "stdin from nowhere"
+        assert registry.budget.used == used, f"{registry.budget.used} counted, {used} held"
+        assert set(registry.tokens) == set(self.tokens), "other tokens"
+        assert set(registry.vms) == set(self.names), "other VMs"
+        assert registry.clients == {peer.core for peer in self.peers if not peer.closed}
+        self.peers = [peer for peer in self.peers if not peer.closed]
+        self.guests = [
+            guest
+            for guest in self.guests
+            if not (guest.closed and guest.state == "gone")
+            or any(track.state != "ended" for track in guest.tracks.values())
+        ]
+
+    def finish(self) -> None:
+        """Everybody goes: all that is owed is paid, and nothing is left."""
+        for peer in self.peers:
+            peer.line.put(b"")
+            if not peer.closed:
+                peer.line.makeRoom()
+        for guest in self.guests:
+            if guest.state != "connecting" and not guest.closed:
+                guest.reading = True
+                guest.lineIO.makeRoom()
+        self.settle()
+        self.check()
+        for guest in self.guests:
+            for line in (guest.lineControl, guest.lineIO):
+                if guest.state != "connecting":
+                    line.end()
+                    guest.account()
+        self.settle()
+        self.check()
+        self.advance(600.0)
+        self.check()
+        for peer in self.peers:
+            assert peer.line.gone or not peer.calls, "commands that were never answered"
+            peer.line.end()
+            peer.account()
+        self.settle()
+        self.check()
+        self.advance(1000.0)
+        self.check()
+        registry = self.world.registry
+        assert not self.peers and not self.guests
+        assert not registry.tokens and not registry.vms and not registry.leaving
+        assert registry.budget.used == 0
+        left = self.world.clock.getDelayedCalls()
+        assert not left, f"timers are left: {left}"
