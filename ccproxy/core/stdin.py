@@ -69,7 +69,11 @@ class StdinQueue:
     def add(self, data: bytes) -> None:
         """Add input; empty is its end."""
         self.ended = not data
-        self._pieces.append(data)
+        if data and self.size > TURN and len(self._pieces[-1]) < SMALL_PAYLOAD:
+            # An object for every few bytes would take many times the memory that is counted.
+            self._pieces[-1] += data
+        else:
+            self._pieces.append(data)
         self.size += len(data)
         self._budget.used += len(data)
 

@@ -4,12 +4,15 @@ What goes to the agent's I/O channel: P8, and P19's sizes and pauses.
 
 from __future__ import annotations
 
+import tracemalloc
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.core.stdin import SMALL_PAYLOAD, TURN, WINDOW
-from ccproxy.wire.codes import Command, ControlCode, Dialect, Stream
+from ccproxy.wire.codes import Command, ControlCode, Dialect, FrameType, Stream
+from ccproxy.wire.frames import encodeFrame
 from ccproxy.wire.messages import IO_HEADER
 
 from .memory import MemoryClient, MemoryVM, World, startData
@@ -255,6 +258,26 @@ class PacingTests(SynchronousTestCase):
         for _ in range(3):
             agent.io.drain()
         self.assertEqual(agent.stdin(), [(3, b"one"), (3, b"two"), (3, b"")])
+
+    def test_smallFrames(self) -> None:
+        """P9: stdin in the smallest frames takes about the memory that is counted, and is kept."""
+        world, agent, (shim,) = started(Dialect.CC, sessionBuffer=1 << 17)
+        agent.io.room = 0
+        frames = [encodeFrame(FrameType.STREAM, Stream.STDIN, data) for data in (b"ab", b"cde")]
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        before = tracemalloc.get_traced_memory()[0]
+        while not shim.connection.paused:
+            shim.connection.feed(b"".join(frames) * 100)
+        used = world.registry.budget.used
+        self.assertLess(tracemalloc.get_traced_memory()[0] - before, 4 * used)
+        shim.connection.resumeReading()
+        agent.io.makeRoom()
+        received = b""
+        while messages := agent.stdin():
+            received += joined(messages, 3)
+            agent.io.drain()
+        self.assertEqual(received[: used - used % 5], b"abcde" * (used // 5))
 
     def test_channelGone(self) -> None:
         """Nothing is sent on a channel that has closed."""
