@@ -93,11 +93,11 @@ class IOSink:
         for offset in range(start, len(data) - size + 1):
             number, length = IO_HEADER.unpack_from(data, offset)
             assert isinstance(length, int)
-            if not size <= length <= PLAUSIBLE:
-                continue
-            if number in vm.processes.numbers:
+            if number in vm.processes.numbers and size <= length <= vm.registry.limits.maxMessage:
                 vm.resync = False
                 return offset
+            if not size <= length <= PLAUSIBLE:
+                continue
             after = offset + length
             if after + size > len(data):
                 undecided = offset if undecided is None else undecided

@@ -62,6 +62,12 @@ class ResyncTests(SynchronousTestCase):
         channel.feed(encodeIO(7, b"foreign") + encodeIO(number, b"again"))
         self.assertEqual([frame.payload for frame in shim.frames()], [b"again"])
 
+    def test_longMessage(self) -> None:
+        """P6: a message of ours that is longer than others are believed to be is not lost."""
+        channel, shim, number = self.late()
+        channel.feed(encodeIO(3, b"old") + encodeIO(number, b"x" * PLAUSIBLE))
+        self.assertEqual([frame.payload for frame in shim.frames()], [b"x" * PLAUSIBLE])
+
     @given(
         st.binary(max_size=60),
         st.lists(st.binary(max_size=50), max_size=4),
