@@ -220,11 +220,21 @@ class CoreMachine(RuleBasedStateMachine):
 
     # -- commands
 
-    @rule(pick=PICK, name=st.sampled_from(HYPERS), length=st.sampled_from([0, 10, 5000]))
-    def hypers(self, pick: int, name: str, length: int) -> None:
-        """A client gives a command that the agent shall answer."""
+    @rule(
+        pick=PICK,
+        name=st.sampled_from(HYPERS),
+        length=st.sampled_from([0, 10, 5000]),
+        count=st.integers(1, 3),
+    )
+    def hypers(self, pick: int, name: str, length: int, count: int) -> None:
+        """A client gives a command that the agent shall answer, or several."""
         found = [peer for peer in self._peers() if peer.guest is not None]
         peer = found[pick % len(found)] if found else self._runtime(pick)
+        for _ in range(count):
+            self._hyper(peer, name, length)
+        self._end()
+
+    def _hyper(self, peer: Peer, name: str, length: int) -> None:
         nonce = self.model.nonce()
 
         def begun(call: Call) -> None:
@@ -236,7 +246,6 @@ class CoreMachine(RuleBasedStateMachine):
 
         data = {"nonce": str(nonce), "filler": "x" * length}
         peer.command(Command.HYPER, {"hyperName": name, "data": data}, begun)
-        self._end()
 
     def _start(self, peer: Peer, token: str | None, pick: int, id: str | None) -> None:
         name = "execcmd" if pick % 3 == 0 else "newcontainer"
@@ -438,15 +447,16 @@ class CoreMachine(RuleBasedStateMachine):
     def disconnects(self, pick: int) -> None:
         """A shim disconnects."""
         shims = self._shims()
-        peer = shims[pick % len(shims)]
+        self._disconnect(shims[pick % len(shims)])
+        self._end()
 
+    def _disconnect(self, peer: Peer) -> None:
         def begun() -> None:
             if peer.track is not None:
                 peer.track.release()
 
         peer.send(encodeStream(Stream.LOG, b"no JSON"), lambda: None)
         peer.send(command(Command.DISCONNECT_SHIM), begun)
-        self._end()
 
     # -- clients come and go
 
@@ -549,12 +559,12 @@ class CoreMachine(RuleBasedStateMachine):
         size=st.sampled_from([500, 700, 3000]),
         whole=BOOL,
         event=BOOL,
-        goes=BOOL,
+        then=st.sampled_from(["stays", "goes", "disconnects"]),
     )
     def floods(
-        self, pick: int, room: int, more: int, size: int, whole: bool, event: bool, goes: bool
+        self, pick: int, room: int, more: int, size: int, whole: bool, event: bool, then: str
     ) -> None:
-        """A process writes a lot, perhaps at once; its shim reads little of it, or goes."""
+        """A process writes a lot, perhaps at once; its shim reads little of it, and may go."""
         procs = self._procs()
         proc = procs[pick % len(procs)]
         guest, shim = proc.track.guest, proc.track.shim
@@ -567,9 +577,11 @@ class CoreMachine(RuleBasedStateMachine):
             shim.line.makeRoom(more)
         if event and guest.dialect is Dialect.HYPERSTART1 and not guest.lineControl._ended:
             guest.event(proc, pick % 256)
-        if goes and shim is not None and not shim.line._ended:
+        if then == "goes" and shim in self._shims():
             shim.line.end()
             shim.account()
+        elif then == "disconnects" and shim in self._shims():
+            self._disconnect(shim)
         self._end()
 
     @rule(pick=PICK, order=st.permutations(["answer", "event", "output"]))
