@@ -107,8 +107,13 @@ def _makeDirectory(path: str, gid: int) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with suppress(FileExistsError):
         os.mkdir(path, 0o700)
-        os.chown(path, -1, gid)
-        os.chmod(path, 0o750)
+        try:
+            os.chown(path, -1, gid)
+            os.chmod(path, 0o750)
+        except OSError:
+            # The next start would take it for one that somebody has closed on purpose.
+            os.rmdir(path)
+            raise
 
 
 @contextmanager
@@ -178,6 +183,11 @@ def _removeStale(path: str) -> None:
         result = probe.connect_ex(path)
         if result == errno.ECONNREFUSED:
             os.unlink(path)
+        elif result == errno.EACCES:
+            raise CannotListen(
+                f"cannot listen on {path}: there is a socket that this user may not open; "
+                "choose another path"
+            )
         elif result != errno.ENOENT:
             who = f" ({credentials(probe)})" if result == 0 else f" ({os.strerror(result)})"
             raise CannotListen(

@@ -186,6 +186,25 @@ class BindTests(PathCase):
         self.assertIn("Operation not permitted", self.refusal(group=os.getgid()))
         self.assertEqual(os.listdir(self.folder), [])
 
+    def test_failureLeavesNoDirectory(self) -> None:
+        """Nor is the directory that was made for it, which nobody else could enter."""
+
+        def refuse(*args: Any) -> None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        self.patch(os, "chown", refuse)
+        path = os.path.join(self.folder, "cc", "proxy.sock")
+        self.assertIn("Operation not permitted", self.refusal(path, group=os.getgid()))
+        self.assertEqual(os.listdir(self.folder), [])
+
+    @skipIf(os.getuid() == 0, "root may open any socket")
+    def test_notOurs(self) -> None:
+        """Of a socket that we may not open nobody says that it lives."""
+        bound = self.bind()
+        os.chmod(self.path, 0)
+        self.assertIn("a socket that this user may not open", self.refusal())
+        self.assertTrue(os.path.exists(bound.path))
+
     def test_replacedMeanwhile(self) -> None:
         """A path that is another's by now is left alone."""
         bound = self.bind()

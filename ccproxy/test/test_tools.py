@@ -19,6 +19,7 @@ import termios
 import tty
 from collections.abc import Sequence
 from typing import Any
+from unittest import skipIf
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -185,6 +186,13 @@ class ShimTests(ToolTestCase):
         peer.answer(Command.CONNECT_SHIM, error="unknown token: secret")
         out, err = self.finish(process, 125)
         self.assertEqual((out, err), (b"", b"ccproxyctl shim: unknown token: secret\n"))
+
+    @skipIf(os.getuid() == 0, "root may open any socket")
+    def test_notAllowed(self) -> None:
+        os.chmod(self.path, 0)
+        process = self.spawn("shim", "-c", "pod", "-t", "secret", "-u", self.path)
+        text = f"this user may not open the proxy's socket {self.path}"
+        self.assertIn(text.encode(), self.finish(process, 125)[1])
 
     def test_noProxy(self) -> None:
         self.listener.close()

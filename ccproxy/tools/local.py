@@ -38,6 +38,11 @@ def reach(reactor: Any, path: str, output: object | None = None) -> defer.Deferr
             client: ProxyClient = await connectUNIX(reactor, path, output)
         except ConnectError as error:
             reason = os.strerror(error.osError) if error.osError else str(error)
+            if error.osError == errno.EACCES:
+                raise NoProxy(
+                    f"this user may not open the proxy's socket {path} ({reason}): "
+                    "its mode and group say who may, and those of its folder"
+                ) from None
             raise NoProxy(
                 f"no proxy answers at {path} ({reason}): start one, "
                 "or name its socket with --url or in CCPROXY_SOCKET"
