@@ -208,6 +208,15 @@ class Options(usage.Options):
         print(f"ccproxy {__version__}")
         sys.exit(0)
 
+    def parseArgs(self, *words: str) -> None:
+        """
+        What is left over when all options are read.
+
+        @raise usage.UsageError: there is something.
+        """
+        if words:
+            raise usage.UsageError(f"{words[0]!r} is no option: all of them begin with --")
+
     def postOptions(self) -> None:
         """
         Make L{settings} of what was said.

@@ -205,7 +205,8 @@ class OptionsTests(SynchronousTestCase):
 
     def test_arguments(self) -> None:
         """There is nothing to say but options."""
-        self.assertRaises(UsageError, parsed, "something")
+        with self.assertRaisesRegex(UsageError, "'something' is no option"):
+            parsed("something")
 
     @given(st.sampled_from(sorted(Options().docs)), st.text())
     def test_anyValue(self, option: str, value: str) -> None:
