@@ -102,6 +102,14 @@ class PipeTests(DemoTestCase):
         self.assertEqual(process.returncode, 0, errors)
         self.assertEqual(hashlib.sha256(output).digest(), hashlib.sha256(data).digest())
 
+    def test_noLog(self) -> None:
+        """A log that cannot be written ends it with a word, and nothing is left."""
+        process = self._spawn(_ccproxyctl(), "demo", "--log", "/nowhere/log", "--", "true")
+        output, errors = process.communicate(timeout=DEADLINE)
+        self.assertEqual((process.returncode, output), (1, b""), errors)
+        self.assertIn(b"No such file or directory: '/nowhere/log'", errors)
+        self.assertEqual(list(self.folder.iterdir()), [])
+
     def test_killedBySignal(self) -> None:
         """The status of a killed process is that of a shell."""
         process = self._start("sh", "-c", "kill -9 $$")

@@ -117,21 +117,30 @@ class Demo:
         twistd = os.path.join(os.path.dirname(sys.executable), "twistd")
         command = [twistd, "-n", "--pidfile=", "ccproxy"]
         command += ["--socket-path", self.socketPath, "--embedded-vm", VM]
-        with open(self.logPath, "wb") as log:
-            self._daemon = _spawn(
-                command,
-                cwd=self._folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        try:
+            with open(self.logPath, "wb") as log:
+                self._daemon = _spawn(
+                    command,
+                    cwd=self._folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise DemoError(f"it cannot be started: {error}") from None
         deadline = time.monotonic() + START_TIMEOUT
         while not self._listens():
             if self._daemon.poll() is not None:
-                raise DemoError(f"the daemon ended with status {self._daemon.returncode}")
+                raise DemoError(
+                    f"the daemon ended with status {self._daemon.returncode}. "
+                    f"The end of its log:\n{_tail(self.logPath)}"
+                )
             if time.monotonic() > deadline:
-                raise DemoError(f"the daemon does not listen after {START_TIMEOUT:g} s")
+                raise DemoError(
+                    f"the daemon does not listen after {START_TIMEOUT:g} s. "
+                    f"The end of its log:\n{_tail(self.logPath)}"
+                )
             time.sleep(0.02)
 
     def _listens(self) -> bool:
@@ -195,7 +204,7 @@ def demo(command: Sequence[str], logPath: str | None = None) -> int:
         try:
             stage.start()
         except DemoError as error:
-            _say(f"ccproxy: {error}. The end of its log:\n{_tail(stage.logPath)}")
+            _say(f"ccproxy: {error}")
             return 1
         ends = "your terminal" if terminal else "these pipes"
         _say(f"ccproxy: {ends} <-> shim <-> proxy <-> agent <-> {os.path.basename(command[0])}")
