@@ -69,6 +69,11 @@ class Connector:
         self._sockets: dict[VM, _Sockets] = {}
         self._holders: dict[_Identity, VM] = {}
 
+    def allow(self, directory: str) -> None:
+        """Sockets in C{directory} are where they must be, too."""
+        if self.directories:
+            self.directories.append(os.path.realpath(directory))
+
     def connect(self, vm: VM) -> None:
         """See L{IConnector.connect}."""
         sockets = self._sockets[vm] = _Sockets()

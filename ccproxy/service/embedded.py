@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import MultiService
@@ -32,20 +33,25 @@ class EmbeddedVM(MultiService):
 
     log = Logger()
 
-    def __init__(self, name: str, settings: Settings, reactor: Any) -> None:
+    def __init__(
+        self, name: str, settings: Settings, reactor: Any, allow: Callable[[str], None]
+    ) -> None:
         """
         @param name: the VM's containerId.
+        @param allow: called with the folder of its sockets, which nobody else can confine.
         """
         super().__init__()
         self._name = name
         self._settings = settings
         self._reactor = reactor
+        self._allow = allow
         self._directory: str | None = None
         self._registering: Deferred[None] | None = None
 
     def startService(self) -> None:
         """Start the agent, and register it."""
         self._directory = tempfile.mkdtemp(prefix="ccproxy-")
+        self._allow(self._directory)
         control, io = (os.path.join(self._directory, name) for name in ("control", "io"))
         agent = EmbeddedAgent(self._reactor, control, io, self._settings.embeddedDialect)
         agent.setServiceParent(self)

@@ -34,6 +34,7 @@ class RegistryService(Service):
     The VM registry, with all connections of clients and agents.
 
     @ivar poller: what watches the connections' sockets.
+    @ivar connector: what connects the agents' channels.
     @ivar registry: all that the proxy knows.
     """
 
@@ -42,9 +43,9 @@ class RegistryService(Service):
     def __init__(self, settings: Settings, reactor: Any) -> None:
         self._reactor = reactor
         self.poller = Poller(reactor)
-        connector = Connector(self.poller, settings.vmSocketDirs)
-        self.registry = connector.registry = Registry(
-            connector=connector,
+        self.connector = Connector(self.poller, settings.vmSocketDirs)
+        self.registry = self.connector.registry = Registry(
+            connector=self.connector,
             clock=reactor,
             wallClock=time.time,
             limits=settings.limits,
@@ -134,7 +135,7 @@ class ProxyService(MultiService):
             from .embedded import EmbeddedVM
 
             for name in settings.embeddedVMs:
-                vm = EmbeddedVM(name, settings, reactor)
+                vm = EmbeddedVM(name, settings, reactor, self.registry.connector.allow)
                 vm.setServiceParent(self._embedded)
 
     def startService(self) -> None:

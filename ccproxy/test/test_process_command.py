@@ -11,7 +11,7 @@ import time
 from ccproxy import __version__
 from ccproxy.test.processes import DaemonTestCase, ProcessTestCase, runProxy
 from ccproxy.testing.client import failure
-from ccproxy.testing.daemon import Daemon, environment, script
+from ccproxy.testing.daemon import Daemon, environment, eventually, script
 from ccproxy.wire.codes import Command
 
 
@@ -170,3 +170,17 @@ class ConfinedTests(ProcessTestCase):
         )
         self.assertIn(winding, text)
         self.assertEqual(agent.control.connections, 0)
+
+
+class ConfinedEmbeddedTests(ProcessTestCase):
+    """C{--vm-socket-dir} and C{--embedded-vm} together."""
+
+    options = ("--log-level=debug", "--vm-socket-dir=/nonexistent", "--embedded-vm=inside")
+
+    def test_inside(self) -> None:
+        """The daemon's own VM can be used wherever others' sockets must be."""
+
+        def isUsable() -> bool:
+            return not self.client().call(Command.ATTACH_VM, {"containerId": "inside"}).error
+
+        eventually(isUsable, "the embedded VM is registered")
