@@ -1,0 +1,1 @@
+Nothing is lost and nothing hangs, and tests that try to break it show so: a model of the whole core, faults injected at every byte into the real daemon, coverage-guided fuzzing (``make fuzz``) and a soak (``make soak``).
