@@ -39,6 +39,7 @@ HYPERS = ("ping", "readfile", "startpod", "removecontainer", "onlinecpumem", "de
 SIZES = (1, 1, 2, 40, 700, 1012, 4084, 10000)
 PICK = st.integers(0, 1000)
 FEW = st.integers(0, 3)
+MANY = st.integers(0, 7)
 BOOL = st.booleans()
 
 
@@ -51,10 +52,13 @@ class CoreMachine(RuleBasedStateMachine):
         dialect=st.sampled_from([Dialect.CC, Dialect.HYPERSTART0, Dialect.HYPERSTART1]),
         configured=BOOL,
         crowded=BOOL,
-        past=BOOL,
+        past=st.sampled_from([False, False, True]),
+        running=FEW,
     )
-    def begin(self, dialect: Dialect, configured: bool, crowded: bool, past: bool) -> None:
-        """A world, with one VM registered in most cases."""
+    def begin(
+        self, dialect: Dialect, configured: bool, crowded: bool, past: bool, running: int
+    ) -> None:
+        """A world with one VM, and some processes in it."""
         self.dialect = dialect
         limits = {"totalBuffer": 6000, "crowdedBuffer": 2048} if crowded else {}
         self.model = Model(dialect if configured else None, sessionBuffer=8192, **limits)
@@ -63,6 +67,11 @@ class CoreMachine(RuleBasedStateMachine):
         guest.connect()
         if not past:
             self._ready(guest)
+        else:
+            self.model.advance(3.0)
+            guest.answer(True, b"")
+        for pick in range(running):
+            self._launch(pick, None, parked=False, acked=True)
         self._end()
 
     def _end(self) -> None:
@@ -188,10 +197,10 @@ class CoreMachine(RuleBasedStateMachine):
         peer.command(Command.ATTACH_VM, {"containerId": name, "numIOStreams": streams}, begun)
         self._end()
 
-    @rule(pick=PICK, name=st.sampled_from(NAMES), sure=FEW)
+    @rule(pick=PICK, name=st.sampled_from(NAMES), sure=MANY)
     def unregisters(self, pick: int, name: str, sure: int) -> None:
         """A client unregisters a VM, now and then."""
-        if sure:
+        if sure != 1:
             return
         peer, model = self._runtime(pick), self.model
 
@@ -206,10 +215,10 @@ class CoreMachine(RuleBasedStateMachine):
         self._end()
 
     @precondition(lambda self: self._connected())
-    @rule(pick=PICK, io=BOOL, both=BOOL, sure=FEW)
+    @rule(pick=PICK, io=BOOL, both=BOOL, sure=MANY)
     def loses(self, pick: int, io: bool, both: bool, sure: int) -> None:
-        """A channel ends, or both do."""
-        if sure:
+        """A channel ends, or both do, now and then."""
+        if sure != 1:
             return
         guests = self._connected()
         guest = guests[pick % len(guests)]
@@ -397,7 +406,10 @@ class CoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._shims())
     @rule(pick=PICK, size=st.sampled_from(SIZES), count=st.integers(1, 4), hold=FEW, end=FEW)
     def types(self, pick: int, size: int, count: int, hold: int, end: int) -> None:
-        """A shim sends stdin, perhaps to its end, perhaps with a frame that is cut."""
+        """
+        A shim sends stdin, perhaps to its end, perhaps with a frame that is cut, before the agent
+        has time to read any of it.
+        """
         shims = self._shims()
         peer = shims[pick % len(shims)]
         pieces = [(b"%d." % self.model.nonce() * size)[:size] for _ in range(count)]
