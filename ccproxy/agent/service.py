@@ -83,6 +83,7 @@ class EmbeddedAgent(Service):
             control=self.controlPath,
             io=self.ioPath,
             user=_user(),
+            vm=self.name,
         )
 
     def stopService(self) -> Deferred[None]:

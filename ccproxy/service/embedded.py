@@ -54,6 +54,7 @@ class EmbeddedVM(MultiService):
         self._allow(self._directory)
         control, io = (os.path.join(self._directory, name) for name in ("control", "io"))
         agent = EmbeddedAgent(self._reactor, control, io, self._settings.embeddedDialect)
+        agent.setName(self._name)
         agent.setServiceParent(self)
         super().startService()
         self._registering = Deferred.fromCoroutine(self._register(control, io))
