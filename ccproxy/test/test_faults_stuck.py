@@ -86,11 +86,13 @@ class StuckShimTests(FaultTestCase):
         line = self.waitLog("does not read")
         self.assertNames(line, vm.id, stuck.token[:6])
         self.assertNotIn(stuck.token, self.newLog())
+        # Three times the time of a report later; while it reads, a busy machine may stall it again.
+        other.shim.silent(0.6)
+        self.assertEqual(self.newLog().count("does not read"), 1, "P9: reported once")
         data = b"".join([bytes(_NOISE[:MIB]), bytes(flood.data)])
         self.assertTrue(stuck.shim.output(Stream.STDOUT, len(data)) == data, "P6: output differs")
         flood.join()
         self.assertSays(other, b"it flows by itself")
-        self.assertEqual(self.newLog().count("does not read"), 1, "P9: reported once")
         stuck.exit(4)
         self.assertEqual(stuck.shim.exited(), 4)
 
