@@ -19,7 +19,7 @@ CONFORMANCE ?= ../shared/conformance/run.py
 BIN := $(CURDIR)/$(VENV)/bin
 LOWEST := .venv-lowest
 SOURCES := $(shell find ccproxy twisted -name __pycache__ -prune -o -print)
-FAST_TESTS := $(filter-out %.test_process_%,$(subst /,.,$(basename $(filter ccproxy/test/test_%.py,$(SOURCES)))))
+FAST_TESTS := $(filter-out ccproxy.test.test_process_% ccproxy.test.test_faults_%,$(subst /,.,$(basename $(filter ccproxy/test/test_%.py,$(SOURCES)))))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # The tests run from the wheel; those of what is not in it find it here.
 export CCPROXY_SOURCE := $(CURDIR)
