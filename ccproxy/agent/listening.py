@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ..net.address import MAX_PATH
 from .protocols import ChannelProtocol
 
 #: How many clients can wait for their turn.
@@ -28,7 +29,6 @@ BACKLOG = 8
 INTERVAL = 0.5
 #: Seconds that a client has to read the rest when the port is closed.
 LINGER = 2.0
-MAX_PATH = 107
 
 
 @implementer(IReadDescriptor)

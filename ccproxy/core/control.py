@@ -129,7 +129,13 @@ class ControlQueue:
             vm.learn(Dialect.HYPERSTART)
             return
         if number in _EVENT_CODES:
-            vm.processes.event(readEvent(body))
+            event = readEvent(body)
+            if event is not None:
+                vm.processes.event(event)
+            else:
+                vm.log.info(
+                    "dropped an event that cannot be read", event="stray-event", **vm.fields
+                )
             return
         if number == ControlCode.POD_FINISHED:
             vm.log.info("all containers of the pod have ended", event="pod-finished", **vm.fields)

@@ -145,9 +145,8 @@ class Processes:
         if self._named.get(key) is session:
             del self._named[key]
 
-    def event(self, event: AsyncEvent | None) -> None:
-        """hyperstart 1.x tells that a process has ended, unless what it tells is unreadable."""
-        event = event or AsyncEvent("")
+    def event(self, event: AsyncEvent) -> None:
+        """hyperstart 1.x tells that a process has ended."""
         if event.event and self._vm.dialect.isHyperstart:
             self._vm.learn(Dialect.HYPERSTART1)
         session = self._named.get((event.container, event.process))
