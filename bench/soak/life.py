@@ -175,7 +175,7 @@ class Life:
             longest=longest,
             recordSize=longest if bulk else 0,
             perTurn=chance.choice([16, 64]) if bulk else 1,
-            stdin=0 if init or self._chance(0.6) else int(4 ** (4 * chance.random())),
+            stdin=0 if init or self._chance(0.6) else int(5 ** (4 * chance.random())),
             status=None if init else chance.randrange(200),
             slow=cc and self._chance(0.3),
             failed=self._tally.failed,

@@ -207,6 +207,8 @@ class Session:
             if isinstance(error, AgentError):
                 self._dropUndelivered()
             self._advance(SessionInput.REFUSE)
+            if not self.vm.startsProcesses:
+                self._neverStarts()
         elif self.state is SessionState.DETACHED:
             self._advance(SessionInput.REFUSE)
             self._free()
@@ -383,6 +385,12 @@ class Session:
         """Its VM starts no more processes: what waits for one fails."""
         if self.state is SessionState.CREATED:
             self._fail(error)
+            self._neverStarts()
+
+    def _neverStarts(self) -> None:
+        """No process will read its stdin, which must not stand before the shim's signals."""
+        self.stdin.ended = True
+        self._forgetStdin()
 
     def _fail(self, error: RequestError) -> None:
         """Nothing that waits for the process can come true: those who wait are told."""

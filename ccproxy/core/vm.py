@@ -240,11 +240,16 @@ class VM:
 
     # -- ends
 
+    @property
+    def startsProcesses(self) -> bool:
+        """Whether a process can still be started."""
+        return self.state is VMState.REGISTERED
+
     def checkStarts(self) -> None:
         """
         @raise VMGone: no process can be started any more.
         """
-        if self.state is not VMState.REGISTERED:
+        if not self.startsProcesses:
             raise VMGone(f"{self.containerId}: VM is {self.state.value} and starts no process")
 
     def unregister(self, client: Client | None = None) -> None:

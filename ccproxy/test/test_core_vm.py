@@ -686,6 +686,29 @@ class UnregisterTests(SynchronousTestCase):
         shim.send(Command.SIGNAL, {"signalNumber": 9})
         self.assertEqual(brief(shim.frames())[0], (FrameType.NOTIFICATION, b"\0"))
 
+    def test_stdinOfNoProcess(self) -> None:
+        """P11: stdin that no process will ever read does not stand before a shim's signal."""
+        for refused in (False, True):
+            world = World(Dialect.CC)
+            agent, runtime, tokens = world.register(streams=1)
+            shim = world.shim(tokens[0])
+            if refused:
+                runtime.hyper("newcontainer", startData(), tokens)
+                agent.commands()
+            for _ in range(3):
+                shim.stream(Stream.STDIN, bytes(600 << 10))
+            shim.send(Command.SIGNAL, {"signalNumber": 15})
+            world.client().call(Command.UNREGISTER_VM, {"containerId": "vm"})
+            if refused:
+                agent.say(ControlCode.ERROR, b"no")
+            self.assertFalse(shim.connection.paused)
+            shim.connection.pump()
+            self.assertEqual(
+                brief(shim.frames()),
+                [(FrameType.NOTIFICATION, b"\0"), (FrameType.RESPONSE, b"")],
+            )
+            self.assertEqual(world.registry.budget.used, 0)
+
     def test_told(self) -> None:
         """Pod mode is told."""
         told: list[bool] = []
