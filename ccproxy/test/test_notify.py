@@ -1,0 +1,249 @@
+"""
+Tests of L{ccproxy.net.notify}.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from ..net import notify
+from ..net.notify import MOST_DESCRIPTORS, PATIENCE, RETRY_INTERVAL, Notifier
+
+
+class NotifierTests(SynchronousTestCase):
+    """
+    What reaches a service manager.
+    """
+
+    def setUp(self) -> None:
+        """A manager's socket, and a notifier for it."""
+        self.folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.clock = Clock()
+        self.events: list[Any] = []
+        observer: Any = self.events.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.manager, self.notifier = self.both(os.path.join(self.folder, "notify"))
+
+    def both(self, name: str) -> tuple[socket.socket, Notifier]:
+        """A socket, named as systemd names it, and a notifier for it."""
+        manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.addCleanup(manager.close)
+        manager.bind(name.replace("@", "\0"))
+        manager.setblocking(False)
+        return manager, self.notifierFor(NOTIFY_SOCKET=name)
+
+    def notifierFor(self, **environment: str) -> Notifier:
+        """A notifier in this environment."""
+        notifier = Notifier(environment, self.clock)
+        self.addCleanup(notifier.close)
+        return notifier
+
+    def received(self) -> list[str]:
+        """All that the manager has been sent."""
+        texts = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                texts.append(self.manager.recv(4096).decode())
+        return texts
+
+    def receivedDescriptors(self) -> tuple[str, list[int]]:
+        """One datagram, with its descriptors."""
+        data, rights, _, _ = self.manager.recvmsg(4096, socket.CMSG_SPACE(4 * MOST_DESCRIPTORS))
+        descriptors = array.array("i")
+        for _, _, content in rights:
+            descriptors.frombytes(content)
+        for descriptor in descriptors:
+            self.addCleanup(os.close, descriptor)
+        return data.decode(), list(descriptors)
+
+    def fill(self) -> int:
+        """Send until the manager's queue is full; how many datagrams it has."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+            other.setblocking(False)
+            other.connect(self.manager.getsockname())
+            count = 0
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    other.send(b"x")
+                    count += 1
+        return count
+
+    def reports(self) -> list[str]:
+        """The reasons that were logged for what did not reach the manager."""
+        return [str(e["reason"]) for e in self.events if e.get("event") == "notify-failed"]
+
+    def test_life(self) -> None:
+        """The daemon's life, as the manager hears it."""
+        self.assertTrue(self.notifier.present)
+        self.assertTrue(self.notifier.ready("listening\non unix:///x"))
+        self.notifier.alive("3 VMs")
+        self.notifier.reloading()
+        self.notifier.stopping()
+        ready, alive, reloading, stopping = self.received()
+        self.assertEqual(ready, "READY=1\nSTATUS=listening on unix:///x")
+        self.assertEqual(alive, "WATCHDOG=1\nSTATUS=3 VMs")
+        self.assertRegex(reloading, r"\ARELOADING=1\nMONOTONIC_USEC=[1-9][0-9]*\Z")
+        self.assertTrue(stopping.startswith("STOPPING=1\n"))
+
+    def test_abstract(self) -> None:
+        """An abstract socket is named with an @."""
+        self.manager, notifier = self.both(f"@ccproxy-test-{os.getpid()}")
+        notifier.ready("")
+        self.assertEqual(len(self.received()), 1)
+
+    def test_environment(self) -> None:
+        """What is for the daemon alone is not left to the processes that it starts."""
+        environment = {
+            "NOTIFY_SOCKET": "/x",
+            "WATCHDOG_USEC": "3000000",
+            "WATCHDOG_PID": str(os.getpid()),
+            "HOME": "/",
+        }
+        before = dict(environment)
+        notifier = Notifier(environment, self.clock)
+        self.addCleanup(notifier.close)
+        self.assertEqual(environment, {"HOME": "/"})
+        self.assertEqual(notifier.watchdog, 3.0)
+        self.assertEqual({**notifier.environment, "HOME": "/"}, before)
+
+    def test_noWatchdog(self) -> None:
+        """There is none, or another process's, or one that makes no sense."""
+        for environment in (
+            {},
+            {"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"},
+            {"WATCHDOG_USEC": "0"},
+            {"WATCHDOG_USEC": "-1"},
+            {"WATCHDOG_USEC": "soon"},
+        ):
+            self.assertIsNone(self.notifierFor(**environment).watchdog)
+
+    def test_noManager(self) -> None:
+        """Without a manager, nothing happens; a socket of another kind is reported."""
+        notifier = self.notifierFor()
+        self.assertFalse(notifier.present)
+        self.assertFalse(notifier.ready(""))
+        self.assertFalse(notifier.store("x", [0]))
+        self.assertIsNone(notifier.barrier())
+        self.assertEqual(self.events, [])
+        self.assertFalse(self.notifierFor(NOTIFY_SOCKET="vsock:2:1234").present)
+        self.assertIn("vsock:2:1234", [event.get("address") for event in self.events])
+
+    def test_gone(self) -> None:
+        """A manager that is gone is reported once, and told again when it is back."""
+        path = os.path.join(self.folder, "notify")
+        os.unlink(path)
+        self.assertFalse(self.notifier.ready(""))
+        self.assertFalse(self.notifier.ready(""))
+        self.assertEqual(self.reports(), ["No such file or directory"])
+        self.manager.close()
+        self.manager, _ = self.both(path)
+        self.assertTrue(self.notifier.ready(""))
+        self.assertEqual(len(self.received()), 1)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_busy(self) -> None:
+        """What a busy manager does not take goes to it later, in order."""
+        count = self.fill()
+        self.assertTrue(self.notifier.ready("one"))
+        self.assertTrue(self.notifier.ready("two"))
+        # Another sign of life says no more than what waits.
+        self.assertFalse(self.notifier.alive(""))
+        self.clock.advance(RETRY_INTERVAL)
+        self.assertEqual(self.received(), ["x"] * count)
+        self.clock.advance(RETRY_INTERVAL)
+        self.assertEqual(self.received(), ["READY=1\nSTATUS=one", "READY=1\nSTATUS=two"])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertEqual(self.reports(), [])
+
+    def test_stuck(self) -> None:
+        """A manager that takes nothing for long loses it, and nothing is left open."""
+        descriptors = len(os.listdir("/proc/self/fd"))
+        self.fill()
+        self.notifier.store("x", [0, 1])
+        self.assertEqual(len(os.listdir("/proc/self/fd")), descriptors + 2)
+        self.clock.pump([RETRY_INTERVAL] * int(PATIENCE / RETRY_INTERVAL + 2))
+        self.assertEqual(self.reports(), ["it has taken nothing for 30 s"])
+        self.assertEqual(len(os.listdir("/proc/self/fd")), descriptors)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_bounded(self) -> None:
+        """No more than so much waits."""
+        self.patch(notify, "MOST_WAITING", 3)
+        self.fill()
+        taken = [self.notifier.ready("") for _ in range(5)]
+        self.assertEqual(taken, [True, True, True, False, False])
+        self.assertEqual(self.reports(), ["more than it takes is waiting"])
+
+    def test_close(self) -> None:
+        """What waits at the end is tried once more."""
+        descriptors = len(os.listdir("/proc/self/fd"))
+        self.fill()
+        self.notifier.store("x", [0])
+        self.received()
+        self.notifier.close()
+        self.assertEqual(len(self.received()), 1)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.fill()
+        _, notifier = self.manager, self.notifierFor(NOTIFY_SOCKET=self.manager.getsockname())
+        notifier.store("x", [0])
+        notifier.close()
+        self.assertEqual(len(os.listdir("/proc/self/fd")), descriptors - 1)
+
+    def test_store(self) -> None:
+        """Descriptors are the manager's, also when ours are closed before it has taken them."""
+        for busy in (False, True):
+            if busy:
+                self.fill()
+            reading, writing = os.pipe()
+            self.addCleanup(os.close, writing)
+            self.assertTrue(self.notifier.store("vm-1", [reading]))
+            os.close(reading)
+            if busy:
+                self.received()
+                self.clock.advance(RETRY_INTERVAL)
+            text, (stored,) = self.receivedDescriptors()
+            self.assertEqual(text, "FDSTORE=1\nFDPOLL=0\nFDNAME=vm-1")
+            os.write(writing, b"kept")
+            self.assertEqual(os.read(stored, 10), b"kept")
+        self.notifier.discard("vm-1")
+        self.assertEqual(self.received(), ["FDSTOREREMOVE=1\nFDNAME=vm-1"])
+
+    def test_storeMany(self) -> None:
+        """More descriptors than a datagram carries go in several."""
+        self.assertTrue(self.notifier.store("x", [0] * (MOST_DESCRIPTORS + 2)))
+        self.assertEqual(len(self.receivedDescriptors()[1]), MOST_DESCRIPTORS)
+        self.assertEqual(len(self.receivedDescriptors()[1]), 2)
+
+    def test_badDescriptor(self) -> None:
+        """One that is not open is reported, whether it can be sent at once or not."""
+        self.assertFalse(self.notifier.store("x", [12345]))
+        self.assertEqual(self.reports(), ["Bad file descriptor"])
+        self.notifier.ready("")
+        self.fill()
+        descriptors = len(os.listdir("/proc/self/fd"))
+        self.assertFalse(self.notifier.store("x", [0, 12345]))
+        self.assertEqual(len(os.listdir("/proc/self/fd")), descriptors)
+
+    def test_barrier(self) -> None:
+        """The barrier falls when the manager has closed its end."""
+        reading = self.notifier.barrier()
+        assert reading is not None
+        self.addCleanup(os.close, reading)
+        self.assertRaises(BlockingIOError, os.read, reading, 1)
+        text, rights, _, _ = self.manager.recvmsg(100, socket.CMSG_SPACE(4))
+        self.assertEqual(text, b"BARRIER=1")
+        (descriptor,) = array.array("i", rights[0][2])
+        os.close(descriptor)
+        self.assertEqual(os.read(reading, 1), b"")
