@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import __version__
+from ..errors import CCProxyError
 from ..net.address import DEFAULT_SOCKET
+from .config import DEFAULT_FILE, findConfig
 from .goflags import Flag, FlagError, HelpWanted, boolFlag, parseFlags, usage
-from .settings import BadSetting, Settings
+from .settings import KSM_MODES, Settings, settingsOf
 
 #: A log level in this variable wins over C{-log}.
 LOG_LEVEL_VARIABLE = "CC_PROXY_LOG_LEVEL"
@@ -31,8 +33,8 @@ def _parseURI(text: str) -> str:
 
 
 def _parseKSM(text: str) -> str:
-    if text not in ("off", "initial", "auto"):
-        raise ValueError("it is none of off, initial, auto")
+    if text not in KSM_MODES:
+        raise ValueError(f"it is none of {', '.join(KSM_MODES)}")
     return text
 
 
@@ -47,6 +49,11 @@ def _parsePort(text: str) -> int:
 
 
 FLAGS = (
+    Flag(
+        "config",
+        "the configuration file, whose keys are the options of twistd ccproxy; flags win over it "
+        f"(without this, {DEFAULT_FILE} where it is there)",
+    ),
     Flag(
         "uri",
         "serve one VM on this socket (unix:///path or /path), and end after it: pod mode",
@@ -64,7 +71,9 @@ FLAGS = (
     ),
     Flag(
         "ksm",
-        "accepted and checked: this version does not touch the kernel's samepage merging",
+        "what to do about the kernel's samepage merging, and to undo at the end: stop it (off), "
+        "leave it alone (initial), or let it scan eagerly after each registration and ever slower "
+        "then (auto); in pod mode it is left alone",
         default="auto",
         kind="off|initial|auto",
         parse=_parseKSM,
@@ -82,17 +91,38 @@ FLAGS = (
 )
 
 
-def settingsFrom(values: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
+def settingsFrom(given: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
     """
-    Make settings of flags.
+    Make settings of flags and of the configuration file.
 
-    @param values: the value of every one of L{FLAGS}.
+    @param given: values by the names of L{FLAGS}; where one is missing, the file has its say.
     @param environment: that of the process.
+    @raise BadConfig: the configuration file cannot be read, or not be used.
     @raise BadSetting: a value makes no sense.
     """
-    level = environment.get(LOG_LEVEL_VARIABLE) or values["log"]
-    path = values["socket-path"] or values["uri"] or DEFAULT_SOCKET
-    return Settings(socketPath=path, logLevel=level, pod=bool(values["uri"]))
+    values = _options({flag.name: flag.default for flag in FLAGS})
+    path = findConfig(given.get("config"))
+    if path is not None:
+        from .options import configured
+
+        values |= configured(path)
+    values |= _options(given)
+    if environment.get(LOG_LEVEL_VARIABLE):
+        values["log-level"] = environment[LOG_LEVEL_VARIABLE]
+    if given.get("uri"):
+        path = given.get("socket-path") or given["uri"]
+        values |= {"pod": True, "ksm": "initial", "socket-path": path}
+    return settingsOf(values)
+
+
+def _options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by the names of the options that set the same. An empty path is none, as it was."""
+    paths = ("uri", "socket-path", "config")
+    return {
+        "log-level" if name == "log" else name: value
+        for name, value in values.items()
+        if value or name not in paths
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,12 +140,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FlagError as problem:
         print(f"{problem}\n{usage('cc-proxy', FLAGS)}", end="", file=sys.stderr)
         return 2
+    given = values.maps[0]
     if values["version"]:
         print(f"Version: {__version__}")
         return 0
     try:
-        settings = settingsFrom(values, os.environ)
-    except BadSetting as problem:
+        settings = settingsFrom(given, os.environ)
+    except CCProxyError as problem:
         print(f"cc-proxy: {problem}", file=sys.stderr)
         return 1
     if rest:

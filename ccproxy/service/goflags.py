@@ -7,6 +7,7 @@ equals sign; the flags end at C{--}, at C{-} and at the first argument without a
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -70,19 +71,21 @@ def boolFlag(name: str, help: str) -> Flag:
     return Flag(name, help, default=False, kind="", parse=parseBool)
 
 
-def parseFlags(flags: Iterable[Flag], arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+def parseFlags(
+    flags: Iterable[Flag], arguments: Sequence[str]
+) -> tuple[ChainMap[str, Any], list[str]]:
     """
     Read a command line.
 
     @param flags: those that can be given.
     @param arguments: without the name of the command.
     @return: the value of every flag, the last one given or the default, and the arguments behind
-        the flags.
+        the flags. The first map of the values has those that were given.
     @raise FlagError: the command line is wrong.
     @raise HelpWanted: help was asked for.
     """
     known = {flag.name: flag for flag in flags}
-    values = {flag.name: flag.default for flag in known.values()}
+    values = ChainMap({}, {flag.name: flag.default for flag in known.values()})
     rest = list(arguments)
     while rest and rest[0].startswith("-") and rest[0] != "-":
         argument = rest.pop(0)

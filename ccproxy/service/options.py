@@ -17,8 +17,18 @@ from twisted.python import usage
 
 from .. import __version__
 from ..core.limits import Limits
+from ..net.address import DEFAULT_ADMIN_SOCKET
 from ..wire.codes import Dialect
-from .settings import DIALECTS, LOG_FORMATS, LOG_LEVELS, BadSetting, Settings, optionName
+from .config import DEFAULT_FILE, BadConfig, KeyKind, findConfig, readConfig
+from .settings import (
+    DIALECTS,
+    LOG_FORMATS,
+    LOG_LEVELS,
+    BadSetting,
+    Settings,
+    optionName,
+    settingsOf,
+)
 
 _BINARY = {"": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
@@ -110,9 +120,11 @@ _DEFAULTS = Settings()
 
 class Options(usage.Options):
     """
-    What can be said after C{twistd ccproxy}.
+    What can be said after C{twistd ccproxy}, and in a configuration file.
 
-    @ivar settings: what was said, once it has been parsed.
+    Once it has been parsed, its items are the options that were said, with their values.
+
+    @ivar settings: what the options and the configuration file say together.
     """
 
     settings: Settings
@@ -127,9 +139,17 @@ class Options(usage.Options):
 
     optFlags = [
         ["pod", None, "Serve one VM only, and end after it, as cc-proxy -uri does"],
+        ["no-admin", None, "Make no admin socket"],
     ]
 
     optParameters = [
+        [
+            "config",
+            None,
+            None,
+            "The configuration file; options win over it. Each option is a key in it "
+            f"(without this, {DEFAULT_FILE} where it is there)",
+        ],
         ["socket-path", None, _DEFAULTS.socketPath, "The UNIX socket on which clients are served"],
         [
             "socket-mode",
@@ -145,6 +165,14 @@ class Options(usage.Options):
             "The group of that socket, by name or number (without it, the daemon's own)",
         ],
         [
+            "admin-socket",
+            None,
+            None,
+            f"The UNIX socket for ccproxyctl and scripts, of this user alone (without it "
+            f"{DEFAULT_ADMIN_SOCKET}; SOCKET-PATH.admin where --socket-path is given; none with "
+            "--pod)",
+        ],
+        [
             "log-level",
             None,
             _DEFAULTS.logLevel,
@@ -155,6 +183,14 @@ class Options(usage.Options):
             None,
             _DEFAULTS.logFormat,
             f"How a line of the log is written: {', '.join(LOG_FORMATS)}",
+        ],
+        [
+            "ksm",
+            None,
+            _DEFAULTS.ksm,
+            "What to do about the kernel's samepage merging, and to undo at the end: stop it (off), "
+            "leave it alone (initial), or let it scan eagerly after each registration and ever "
+            "slower then (auto); in pod mode it is left alone",
         ],
         [
             "embedded-dialect",
@@ -185,8 +221,8 @@ class Options(usage.Options):
         super().__init__()
         # The texts of opt_ methods come with the line breaks and indentation of their docstrings.
         self.docs = {option: " ".join(text.split()) for option, text in self.docs.items()}
-        self._embeddedVMs: list[str] = []
-        self._vmSocketDirs: list[str] = []
+        # No default is said: Settings has them all.
+        self.clear()
 
     def opt_embedded_vm(self, name: str) -> None:
         """
@@ -194,14 +230,14 @@ class Options(usage.Options):
         this machine, as the daemon's user and without any isolation: for trying out, developing
         and testing. Can be repeated.
         """
-        self._embeddedVMs.append(name)
+        self.setdefault("embedded-vm", []).append(name)
 
     def opt_vm_socket_dir(self, path: str) -> None:
         """
         Refuse VMs with a socket outside of this folder, links resolved. Can be repeated (without
         it, sockets may be anywhere).
         """
-        self._vmSocketDirs.append(path)
+        self.setdefault("vm-socket-dir", []).append(path)
 
     def opt_version(self) -> None:
         """Display the version and exit."""
@@ -223,25 +259,51 @@ class Options(usage.Options):
 
         @raise usage.UsageError: a value makes no sense.
         """
-        said = {name: value for name, value in self.items() if value != self.defaults[name]}
-        limits = {
-            field.name: said.pop(optionName(field.name))
-            for field in _limitFields()
-            if optionName(field.name) in said
-        }
-        if "stalled-shim" in said:
-            limits["stalledDrop"] = said.pop("stalled-shim")
-        fields = {
-            field.name: said.pop(optionName(field.name))
-            for field in attrs.fields(Settings)
-            if optionName(field.name) in said
-        }
         try:
-            self.settings = Settings(
-                limits=Limits(**limits),
-                embeddedVMs=self._embeddedVMs,
-                vmSocketDirs=self._vmSocketDirs,
-                **fields,
-            )
+            self.settings = self.read()
+        except BadConfig as problem:
+            raise usage.UsageError(str(problem)) from None
         except BadSetting as problem:
             raise usage.UsageError(f"--{problem}") from None
+
+    def read(self) -> Settings:
+        """
+        Read the configuration file, and make settings of it and of the options.
+
+        @raise BadConfig: the file cannot be read, or not be used.
+        @raise BadSetting: the options make no sense.
+        """
+        path = findConfig(self.get("config"))
+        return settingsOf({**(configured(path) if path else {}), **self})
+
+
+class _FileOptions(Options):
+    """Options of a configuration file: none of them names another one."""
+
+    def read(self) -> Settings:
+        return settingsOf(self)
+
+
+def configured(path: str) -> dict[str, Any]:
+    """
+    Read a configuration file.
+
+    @return: values by the names of their options.
+    @raise BadConfig: it cannot be read, or not be used.
+    """
+    options = _FileOptions()
+    kinds = dict.fromkeys(options.docs, KeyKind.LIST)
+    kinds |= dict.fromkeys((row[0] for row in options.optParameters), KeyKind.VALUE)
+    kinds |= dict.fromkeys((row[0] for row in options.optFlags), KeyKind.FLAG)
+    for name in ("config", "help", "version"):
+        del kinds[name]
+    found: dict[str, Any] = {}
+    for words in readConfig(path, kinds).values():
+        # Each by itself, so that what is wrong is said of it.
+        options = _FileOptions()
+        try:
+            options.parseOptions(words)
+        except usage.UsageError as problem:
+            raise BadConfig(path, str(problem).removeprefix("--")) from None
+        found |= options
+    return found

@@ -7,15 +7,18 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
 
 from ..core.limits import Limits
 from ..errors import CCProxyError
-from ..net.address import DEFAULT_SOCKET, MAX_PATH
+from ..net.address import DEFAULT_SOCKET, MAX_PATH, adminPath
 from ..wire.codes import Dialect
+
+#: What can be done about the kernel's samepage merging: stop it, leave it alone, pace it.
+KSM_MODES = ("off", "initial", "auto")
 
 LOG_FORMATS = ("text", "logfmt", "json")
 
@@ -86,10 +89,15 @@ def _checked(check: Callable[[Any], None]) -> Any:
     return validate
 
 
-def _absolute(path: str) -> str:
-    if not path:
-        raise BadSetting("socketPath", "the path is empty")
-    return os.path.abspath(path)
+def _absolute(setting: str) -> Callable[[str], str]:
+    """An attrs converter: a relative path becomes an absolute one."""
+
+    def convert(path: str) -> str:
+        if not path:
+            raise BadSetting(setting, "the path is empty")
+        return os.path.abspath(path)
+
+    return convert
 
 
 def _strings(values: Iterable[str]) -> tuple[str, ...]:
@@ -121,6 +129,11 @@ def _checkMode(mode: int) -> None:
 def _checkLogFormat(name: str) -> None:
     if name not in LOG_FORMATS:
         raise ValueError(f"unknown log format {name!r}: it is one of {', '.join(LOG_FORMATS)}")
+
+
+def _checkKSM(mode: str) -> None:
+    if mode not in KSM_MODES:
+        raise ValueError(f"unknown mode {mode!r}: it is one of {', '.join(KSM_MODES)}")
 
 
 def _checkVMNames(names: tuple[str, ...]) -> None:
@@ -173,11 +186,16 @@ class Settings:
     @ivar embeddedDialect: how their agents speak.
     @ivar vmSocketDirs: if not empty, the folders that hold all sockets of VMs.
     @ivar agentDialect: how all agents speak, or L{None} to find it out for each.
+    @ivar ksm: one of L{KSM_MODES}; in pod mode KSM is left alone whatever it says.
     @ivar pod: whether the daemon serves one VM and ends after it.
+    @ivar adminSocket: where the admin socket is, or L{None} for L{adminPath}'s choice.
+    @ivar noAdmin: whether there is none.
     """
 
     socketPath: str = attrs.field(
-        default=DEFAULT_SOCKET, converter=_absolute, validator=_checked(_checkSocketPath)
+        default=DEFAULT_SOCKET,
+        converter=_absolute("socketPath"),
+        validator=_checked(_checkSocketPath),
     )
     socketMode: int = attrs.field(default=0o660, validator=_checked(_checkMode))
     socketGroup: str | None = None
@@ -192,16 +210,51 @@ class Settings:
         default=(), converter=_strings, validator=_checked(_checkDirectories)
     )
     agentDialect: Dialect | None = attrs.field(default=None, validator=_checked(_checkDialect))
+    ksm: str = attrs.field(default="initial", validator=_checked(_checkKSM))
     pod: bool = False
+    adminSocket: str | None = attrs.field(
+        default=None,
+        converter=attrs.converters.optional(_absolute("adminSocket")),
+        validator=attrs.validators.optional(_checked(_checkSocketPath)),
+    )
+    noAdmin: bool = False
 
     @property
     def url(self) -> str:
         """The address of the client socket, as clients are told it."""
         return f"unix://{self.socketPath}"
 
+    @property
+    def adminPath(self) -> str | None:
+        """
+        Where the admin socket is, or L{None} where there is none: in pod mode there is one only if
+        it is asked for.
+        """
+        if self.noAdmin:
+            return None
+        if self.adminSocket is not None or self.pod:
+            return self.adminSocket
+        return adminPath(self.socketPath)
+
     def differences(self) -> dict[str, str]:
         """What differs from the defaults: texts by the names of options, for the log."""
         return {**_differences(self, Settings(), "limits"), **_differences(self.limits, Limits())}
+
+
+def settingsOf(values: Mapping[str, Any]) -> Settings:
+    """
+    Make settings.
+
+    @param values: what is not as by default, by the names of options.
+    @raise BadSetting: a value makes no sense.
+    """
+
+    def having(fields: Iterable[attrs.Attribute[Any]]) -> dict[str, Any]:
+        names = {field.name: optionName(field.name) for field in fields}
+        return {name: values[option] for name, option in names.items() if option in values}
+
+    limits = Limits(**having(attrs.fields(Limits)))
+    return Settings(limits=limits, **having(attrs.fields(Settings)))
 
 
 def _differences(these: Any, those: Any, without: str | None = None) -> dict[str, str]:

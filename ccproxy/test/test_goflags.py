@@ -117,7 +117,10 @@ class CommandTests(SynchronousTestCase):
     def assertStarted(self, *arguments: str, **settings: Any) -> None:
         """Check that the daemon would start with these settings."""
         self.assertEqual(self.run_(*arguments), (0, "", ""))
-        self.assertEqual(self.started.pop(), Settings(**{"logLevel": "warn", **settings}))
+        ksm = "initial" if settings.get("pod") else "auto"
+        self.assertEqual(
+            self.started.pop(), Settings(**{"logLevel": "warn", "ksm": ksm, **settings})
+        )
 
     def test_defaults(self) -> None:
         """Without a flag it is the daemon of the whole machine, and it logs little."""
@@ -170,13 +173,19 @@ class CommandTests(SynchronousTestCase):
         self.assertRaises(
             BadSetting,
             settingsFrom,
-            {"uri": "", "socket-path": "", "log": "warn"},
+            {"uri": "", "socket-path": "", "log": "warn", "ksm": "auto"},
             {"CC_PROXY_LOG_LEVEL": "loud"},
         )
 
+    def test_ksm(self) -> None:
+        """C{-ksm} takes the historic modes, and means nothing in pod mode."""
+        for mode in ("off", "initial", "auto"):
+            self.assertStarted("-ksm", mode, ksm=mode)
+            self.assertStarted("-ksm", mode, "-uri=/run/p.sock", socketPath="/run/p.sock", pod=True)
+
     def test_acceptedFlags(self) -> None:
-        """The flags for KSM and profiles are accepted."""
-        self.assertStarted("-ksm=off", "-pprof", "-pprof-host=h", "-pprof-port=0x10")
+        """The flags for profiles are accepted."""
+        self.assertStarted("-pprof", "-pprof-host=h", "-pprof-port=0x10")
 
     def test_badValues(self) -> None:
         """Their values are checked; a bad one gives the usage on stderr and status 2."""
