@@ -90,3 +90,8 @@ class Limits:
     podTimeout: float = _limit(
         60.0, "seconds after UnregisterVM that pod mode ends at the latest", least=0
     )
+    podIdleTimeout: float = _limit(
+        300.0,
+        "seconds without a VM that lives and without a client after which pod mode ends; 0 is never",
+        least=0,
+    )

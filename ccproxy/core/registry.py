@@ -51,6 +51,8 @@ class Registry:
     @ivar clients: all clients.
     @ivar budget: what all sessions hold together.
     @ivar ignoredFrames: how many frames of clients were dropped because they may not send them.
+    @ivar clientCount: how many clients have connected so far.
+    @ivar whenRegistered: called when a VM has been registered.
     @ivar whenUnregistered: called when a VM has been unregistered.
     """
 
@@ -68,9 +70,10 @@ class Registry:
     clients: set[Client] = attrs.field(factory=set)
     budget: Budget = attrs.field(init=False)
     ignoredFrames: int = 0
+    clientCount: int = 0
+    whenRegistered: Callable[[], None] | None = None
     whenUnregistered: Callable[[], None] | None = None
     _serial: int = 0
-    _clientNumber: int = 0
     _touched: set[Client] = attrs.field(factory=set)
     _crowded: bool = False
 
@@ -81,8 +84,8 @@ class Registry:
 
     def connect(self, connection: IConnection) -> Client:
         """A client has connected; the result takes what comes from it."""
-        self._clientNumber += 1
-        name = f"{self._clientNumber} {connection.peer}"
+        self.clientCount += 1
+        name = f"{self.clientCount} {connection.peer}"
         excess = len(self.clients) >= self.limits.maxClients
         client = Client(self, connection, name, excess)
         self.clients.add(client)
@@ -215,6 +218,8 @@ class Registry:
         tokens = vm.processes.tokens(vm.request.numIOStreams or 0)
         self.attach(client, vm)
         slot.answer(encode(IOResponse.make(self.url, tokens)))
+        if self.whenRegistered is not None:
+            self.whenRegistered()
 
     def attach(self, client: Client, vm: VM) -> None:
         """The commands of C{client} go to C{vm} from now on."""

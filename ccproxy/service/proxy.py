@@ -129,6 +129,8 @@ class ProxyService(MultiService):
         services: list[IService] = [self.registry, self._listening, self._embedded]
         if settings.pod:
             services.append(PodService(self.registry.registry, reactor))
+        elif settings.ksm != "initial":
+            services.append(self._ksm(settings.ksm))
         for service in services:
             service.setServiceParent(self)
         if settings.embeddedVMs:
@@ -137,6 +139,13 @@ class ProxyService(MultiService):
             for name in settings.embeddedVMs:
                 vm = EmbeddedVM(name, settings, reactor, self.registry.connector.allow)
                 vm.setServiceParent(self._embedded)
+
+    def _ksm(self, mode: str) -> IService:
+        from .ksm import KSMService
+
+        ksm = KSMService(mode, self._reactor)
+        self.registry.registry.whenRegistered = ksm.registered
+        return ksm
 
     def startService(self) -> None:
         """Serve."""

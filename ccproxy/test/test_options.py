@@ -124,6 +124,7 @@ class OptionsTests(SynchronousTestCase):
             "--vm-socket-dir=/run/a",
             "--vm-socket-dir=/run/b",
             "--agent-dialect=hyperstart0",
+            "--ksm=off",
             "--pod",
         )
         self.assertEqual(
@@ -138,6 +139,7 @@ class OptionsTests(SynchronousTestCase):
                 embeddedDialect=Dialect.HYPERSTART1,
                 vmSocketDirs=("/run/a", "/run/b"),
                 agentDialect=Dialect.HYPERSTART0,
+                ksm="off",
                 pod=True,
             ),
         )

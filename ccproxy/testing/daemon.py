@@ -50,8 +50,16 @@ def script(name: str) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment in which a child imports the same ccproxy as this process has."""
-    return {**os.environ, "PYTHONPATH": str(Path(ccproxy.__file__).parent.parent), **more}
+    """
+    The environment in which a child imports the same ccproxy as this process has, and leaves the
+    KSM of this machine alone.
+    """
+    return {
+        **os.environ,
+        "PYTHONPATH": str(Path(ccproxy.__file__).parent.parent),
+        "CCPROXY_KSM_DIRECTORY": "/nonexistent",
+        **more,
+    }
 
 
 class Daemon:
