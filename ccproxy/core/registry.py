@@ -53,6 +53,7 @@ class Registry:
     @ivar ignoredFrames: how many frames of clients were dropped because they may not send them.
     @ivar clientCount: how many clients have connected so far.
     @ivar whenRegistered: called when a VM has been registered.
+    @ivar draining: no new VM is registered.
     @ivar whenUnregistered: called when a VM has been unregistered.
     """
 
@@ -70,6 +71,7 @@ class Registry:
     clients: set[Client] = attrs.field(factory=set)
     budget: Budget = attrs.field(init=False)
     ignoredFrames: int = 0
+    draining: bool = False
     clientCount: int = 0
     whenRegistered: Callable[[], None] | None = None
     whenUnregistered: Callable[[], None] | None = None
@@ -167,6 +169,11 @@ class Registry:
         @param slot: what is answered when its agent is READY.
         @raise RequestError: the name is taken, the paths cannot be right, or there are too many.
         """
+        if self.draining:
+            raise RegistryError(
+                f"{request.containerId}: the proxy is draining and takes no new VMs; use another,"
+                " or end that with ccproxyctl drain --off"
+            )
         paths = [request.ctlSerial, request.ioSerial]
         for field, path in (
             ("ctlSerial", request.ctlSerial),

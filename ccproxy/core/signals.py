@@ -4,6 +4,7 @@ Signals that wait for their process to be started.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import attrs
@@ -18,10 +19,18 @@ if TYPE_CHECKING:
 
 
 @attrs.define(eq=False)
-class _Held:
+class HeldSignal:
+    """
+    A signal that waits.
+
+    @ivar slot: the place of its response.
+    @ivar since: since when it waits, in seconds of the clock.
+    """
+
     slot: Slot
     signal: Signal
     wait: Wait
+    since: float
 
 
 class HeldSignals:
@@ -31,13 +40,19 @@ class HeldSignals:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._held: list[_Held] = []
+        self._held: list[HeldSignal] = []
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __iter__(self) -> Iterator[HeldSignal]:
+        return iter(self._held)
 
     def add(self, slot: Slot, signal: Signal) -> None:
         """Hold a signal until the process is started."""
         registry = self._session.vm.registry
         wait = registry.later(registry.limits.processTimeout, self._overdue, slot)
-        self._held.append(_Held(slot, signal, wait))
+        self._held.append(HeldSignal(slot, signal, wait, registry.clock.seconds()))
 
     def release(self) -> None:
         """The process is started: send them."""
@@ -52,7 +67,7 @@ class HeldSignals:
         for held in self._takeAll():
             held.slot.fail(error)
 
-    def _takeAll(self) -> list[_Held]:
+    def _takeAll(self) -> list[HeldSignal]:
         taken, self._held = self._held, []
         for held in taken:
             cancel(held.wait)

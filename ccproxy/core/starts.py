@@ -4,6 +4,7 @@ Starts of processes that wait for their shims.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from ..errors import DeadlineExceeded, RequestError
@@ -25,6 +26,11 @@ class Starts:
         self._vm = vm
         self._parked: dict[StartCommand, Wait] = {}
 
+    @property
+    def parked(self) -> Collection[StartCommand]:
+        """Those that wait for their shims."""
+        return self._parked
+
     def add(self, start: StartCommand) -> None:
         """
         Send a start, once its shim is there.
@@ -35,6 +41,7 @@ class Starts:
         if session is not None:
             session.start = start
             if session.shim is None:
+                start.arrived = self._vm.registry.clock.seconds()
                 start.slot.client.parked.add(start)
                 self._parked[start] = self._vm.registry.later(
                     self._vm.registry.limits.shimTimeout, self._shimOverdue, start

@@ -53,6 +53,7 @@ class VM:
     @ivar clients: those attached to it.
     @ivar processes: its sessions.
     @ivar starts: the starts that wait for their shims.
+    @ivar created: when it was made, in seconds of the clock.
     @ivar resync: the I/O channel may begin inside a message of an earlier registration, as long
         as no READY has come and no message of a process of ours.
     """
@@ -78,6 +79,7 @@ class VM:
         self.processes = Processes(self)
         self.starts = Starts(self)
         self.resync = True
+        self.created = registry.clock.seconds()
         self.lostAt = 0.0
         self._slot = slot
         self._controlOut: Outlet | None = None
@@ -94,6 +96,11 @@ class VM:
     def fields(self) -> dict[str, object]:
         """What every log line about it says."""
         return {"vm": self.containerId, "serial": self.serial}
+
+    @property
+    def registrant(self) -> Client | None:
+        """The client that waits for its registration."""
+        return self._slot.client if self._slot is not None else None
 
     def _advance(self, input: VMInput) -> None:
         self.state = advance(VM_TABLE, self.state, input)

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 #: Where the proxy listens if nobody says otherwise.
 DEFAULT_SOCKET = "/var/run/clear-containers/proxy.sock"
+#: Where it can be asked and told by the operator, with that socket.
+DEFAULT_ADMIN_SOCKET = "/run/ccproxy/admin.sock"
 #: The longest path that fits a socket's address, in bytes.
 MAX_PATH = 107
 
@@ -23,3 +25,8 @@ def socketPath(url: str) -> str:
     if len(path.encode(errors="surrogateescape")) > MAX_PATH:
         raise ValueError(f"{path!r} is too long for a socket: at most {MAX_PATH} bytes")
     return path
+
+
+def adminPath(path: str) -> str:
+    """Where the admin socket is, unless somebody says otherwise, with the client socket there."""
+    return DEFAULT_ADMIN_SOCKET if path == DEFAULT_SOCKET else f"{path}.admin"

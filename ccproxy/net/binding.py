@@ -43,10 +43,20 @@ def credentials(connected: socket.socket) -> str:
 
     That is who it was when it connected; for a connecting socket, who began to listen.
     """
-    pid, uid, _ = _CREDENTIALS.unpack(
+    pid, uid, _ = _credentials(connected)
+    return f"pid={pid} uid={uid}"
+
+
+def peerUser(connected: socket.socket) -> int:
+    """The user at the other end of an AF_UNIX socket, as of when it connected."""
+    return _credentials(connected)[1]
+
+
+def _credentials(connected: socket.socket) -> tuple[int, int, int]:
+    pid, uid, gid = _CREDENTIALS.unpack(
         connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     )
-    return f"pid={pid} uid={uid}"
+    return pid, uid, gid
 
 
 @attrs.define(eq=False)

@@ -77,11 +77,17 @@ class UNIXListener:
 
         @raise CannotListen: it cannot be done.
         """
-        self._listening = passedSocket(os.environ) or bind(self.path, self._mode, self._group)
+        self._listening = self._open()
         self.path = self._listening.path
         self._reserve = _reserve()
         self._factory.doStart()
         self._poller.reactor.addReader(self)
+
+    def _open(self) -> ListeningSocket:
+        """
+        @raise CannotListen: there can be no socket.
+        """
+        return passedSocket(os.environ) or bind(self.path, self._mode, self._group)
 
     def stopListening(self) -> Deferred[None]:
         """Stop, and remove the socket's path if we made it. Connections go on."""

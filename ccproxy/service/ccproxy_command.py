@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import CCProxyError
-from ..net.address import DEFAULT_SOCKET
+from ..net.address import DEFAULT_ADMIN_SOCKET, DEFAULT_SOCKET
 from .config import DEFAULT_FILE, findConfig
 from .goflags import Flag, FlagError, HelpWanted, boolFlag, parseFlags, usage
 from .settings import KSM_MODES, Settings, settingsOf
@@ -87,6 +87,12 @@ FLAGS = (
         kind="uint",
         parse=_parsePort,
     ),
+    Flag(
+        "admin-socket",
+        f"serve ccproxyctl and scripts on this socket instead of {DEFAULT_ADMIN_SOCKET}, or of the "
+        "socket-path with .admin; in pod mode, serve them at all",
+    ),
+    boolFlag("no-admin", "make no admin socket"),
     boolFlag("version", "print the version and exit"),
 )
 
@@ -117,7 +123,7 @@ def settingsFrom(given: Mapping[str, Any], environment: Mapping[str, str]) -> Se
 
 def _options(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values by the names of the options that set the same. An empty path is none, as it was."""
-    paths = ("uri", "socket-path", "config")
+    paths = ("uri", "socket-path", "admin-socket", "config")
     return {
         "log-level" if name == "log" else name: value
         for name, value in values.items()
@@ -163,9 +169,10 @@ def _run(settings: Settings) -> None:
     from .running import failingClearly, handleSignals
 
     handleSignals(reactor)
-    beginLogging(settings)
+    log = beginLogging(settings)
     with failingClearly():
         service = ProxyService(settings, reactor)
+        service.daemonLog = log
         service.privilegedStartService()
         service.startService()
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)

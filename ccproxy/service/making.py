@@ -25,8 +25,12 @@ def makeService(options: Options) -> TwistdService:
     from twisted.internet import reactor
 
     from .proxy import ProxyService
+    from .reload import Reload
     from .running import TwistdService
 
     settings = options.settings
     twistd = {} if options.parent is None else options.parent
-    return TwistdService(ProxyService(settings, reactor), settings, twistd, reactor)
+    proxy = ProxyService(settings, reactor)
+    service = TwistdService(proxy, settings, twistd, reactor)
+    proxy.daemonLog = service.daemonLog
+    return service

@@ -5,6 +5,7 @@ embedded VMs, and their ordered stop.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Any
@@ -22,8 +23,10 @@ from ..net.connecting import Connector
 from ..net.listening import UNIXListener
 from ..net.polling import Poller
 from ..net.protocols import ProxyFactory
+from .logging import DaemonLog
 from .pod import PodService
 from .settings import Settings
+from .systemd import SystemdService
 
 #: Seconds between two looks whether anything is under way, while the daemon stops.
 LOOK = 0.02
@@ -100,6 +103,11 @@ class ListeningService(Service):
         self._listener.startListening()
         registry.url = f"unix://{self._listener.path}"
 
+    @property
+    def listening(self) -> bool:
+        """Whether clients can connect."""
+        return self._listener is not None and self._listener.fileno() >= 0
+
     def stopService(self) -> Deferred[None] | None:
         """Accept no more connections, and remove the socket."""
         super().stopService()
@@ -111,9 +119,12 @@ class ProxyService(MultiService):
     The daemon.
 
     @ivar registry: the service that holds all connections.
+    @ivar systemd: what tells systemd of the daemon.
+    @ivar daemonLog: the log, once there is one, or L{None} where it is not ours.
     """
 
     log = Logger()
+    daemonLog: DaemonLog | None = None
 
     def __init__(self, settings: Settings, reactor: Any) -> None:
         """
@@ -131,6 +142,10 @@ class ProxyService(MultiService):
             services.append(PodService(self.registry.registry, reactor))
         elif settings.ksm != "initial":
             services.append(self._ksm(settings.ksm))
+        if settings.adminPath is not None:
+            services.append(self._admin())
+        self.systemd = SystemdService(self.registry.registry, reactor, os.environ)
+        services.append(self.systemd)
         for service in services:
             service.setServiceParent(self)
         if settings.embeddedVMs:
@@ -146,6 +161,18 @@ class ProxyService(MultiService):
         ksm = KSMService(mode, self._reactor)
         self.registry.registry.whenRegistered = ksm.registered
         return ksm
+
+    def _admin(self) -> IService:
+        from .admin.service import AdminService
+
+        registry, listening = self.registry, self._listening
+        return AdminService(
+            self._settings,
+            registry.registry,
+            registry.poller,
+            lambda: listening.listening,
+            lambda: self.daemonLog,
+        )
 
     def startService(self) -> None:
         """Serve."""
@@ -170,6 +197,7 @@ class ProxyService(MultiService):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
+        self.systemd.stopping()
         await _done(self._listening.stopService())
         await self.registry.drain()
         await _done(self._embedded.stopService())

@@ -5,9 +5,10 @@ How the daemon's process starts and ends, under C{twistd} and as C{cc-proxy}.
 from __future__ import annotations
 
 import os
+import resource
 import signal
-from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,18 @@ if TYPE_CHECKING:
 _log = Logger()
 
 
-def handleSignals(reactor: Any) -> None:
+def raiseLimit() -> None:
+    """Allow this process as many open files as it may allow itself."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    # Where even that is refused, the kernel's own bound (fs.nr_open) is lower by now.
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+
+
+def handleSignals(reactor: Any, reload: Callable[[], object]) -> None:
     """
     Let SIGTERM and SIGINT end the daemon in order, with exit status 0, however often they come,
-    and SIGHUP not at all.
+    and SIGHUP make it read its configuration again.
 
     The signals are held back from now on, and handled once the reactor runs: it brings handlers of
     its own then, after which C{twistd} would die of the signal that stopped it. Threads must be
@@ -49,7 +58,7 @@ def handleSignals(reactor: Any) -> None:
         reactor.callFromThread(stop, signal.Signals(number).name)
 
     def onHangUp(number: int, frame: FrameType | None) -> None:
-        reactor.callFromThread(_log.info, "SIGHUP: nothing to do, there is nothing to read again")
+        reactor.callFromThread(reload)
 
     handlers = {signal.SIGTERM: onSignal, signal.SIGINT: onSignal, signal.SIGHUP: onHangUp}
 
@@ -86,6 +95,8 @@ def failingClearly(foreground: bool = True) -> Iterator[None]:
 class TwistdService(MultiService):
     """
     What C{twistd} runs: the daemon, with its own log and signals instead of those of C{twistd}.
+
+    @ivar daemonLog: the log, or L{None} where it is C{twistd}'s.
     """
 
     def __init__(
@@ -94,18 +105,21 @@ class TwistdService(MultiService):
         settings: Settings,
         twistd: MutableMapping[str, Any],
         reactor: Any,
+        reload: Callable[[], object],
     ) -> None:
         """
         @param service: the daemon.
         @param settings: what was said behind C{twistd ccproxy}.
         @param twistd: the options of C{twistd} itself.
         @param reactor: what C{twistd} runs.
+        @param reload: called for SIGHUP.
         """
         super().__init__()
         service.setServiceParent(self)
         self._reactor = reactor
+        self._reload = reload
         self._foreground = bool(twistd.get("nodaemon"))
-        self._daemonLog = _twistdLog(settings, twistd)
+        self.daemonLog = _twistdLog(settings, twistd)
         if self._foreground and twistd.get("pidfile") == os.path.abspath("twistd.pid"):
             # In the foreground a pid file serves nobody, and one that another daemon has left in
             # the same folder would stand in the way.
@@ -114,15 +128,16 @@ class TwistdService(MultiService):
     def setServiceParent(self, parent: Any) -> None:
         """Join the application, and set its log: C{twistd} looks for it there before it starts."""
         super().setServiceParent(parent)
-        if self._daemonLog is not None and isinstance(parent, Componentized):
-            self._daemonLog.flushAtExit()
-            parent.setComponent(ILogObserver, self._daemonLog)
+        if self.daemonLog is not None and isinstance(parent, Componentized):
+            self.daemonLog.flushAtExit()
+            parent.setComponent(ILogObserver, self.daemonLog)
 
     def privilegedStartService(self) -> None:
         """Start, after the last fork and before privileges are given up."""
-        handleSignals(self._reactor)
-        if self._daemonLog is not None:
-            self._daemonLog.writer.start()
+        raiseLimit()
+        handleSignals(self._reactor, self._reload)
+        if self.daemonLog is not None:
+            self.daemonLog.writer.start()
         with failingClearly(self._foreground):
             super().privilegedStartService()
 

@@ -89,15 +89,16 @@ def _checked(check: Callable[[Any], None]) -> Any:
     return validate
 
 
-def _absolute(setting: str) -> Callable[[str], str]:
-    """An attrs converter: a relative path becomes an absolute one."""
+def _absolute(path: str) -> str:
+    if not path:
+        raise BadSetting("socketPath", "the path is empty")
+    return os.path.abspath(path)
 
-    def convert(path: str) -> str:
-        if not path:
-            raise BadSetting(setting, "the path is empty")
-        return os.path.abspath(path)
 
-    return convert
+def _absoluteIfAny(path: str | None) -> str | None:
+    if path == "":
+        raise BadSetting("adminSocket", "the path is empty")
+    return None if path is None else os.path.abspath(path)
 
 
 def _strings(values: Iterable[str]) -> tuple[str, ...]:
@@ -193,9 +194,7 @@ class Settings:
     """
 
     socketPath: str = attrs.field(
-        default=DEFAULT_SOCKET,
-        converter=_absolute("socketPath"),
-        validator=_checked(_checkSocketPath),
+        default=DEFAULT_SOCKET, converter=_absolute, validator=_checked(_checkSocketPath)
     )
     socketMode: int = attrs.field(default=0o660, validator=_checked(_checkMode))
     socketGroup: str | None = None
@@ -214,7 +213,7 @@ class Settings:
     pod: bool = False
     adminSocket: str | None = attrs.field(
         default=None,
-        converter=attrs.converters.optional(_absolute("adminSocket")),
+        converter=_absoluteIfAny,
         validator=attrs.validators.optional(_checked(_checkSocketPath)),
     )
     noAdmin: bool = False
@@ -236,9 +235,17 @@ class Settings:
             return self.adminSocket
         return adminPath(self.socketPath)
 
-    def differences(self) -> dict[str, str]:
-        """What differs from the defaults: texts by the names of options, for the log."""
-        return {**_differences(self, Settings(), "limits"), **_differences(self.limits, Limits())}
+    def differences(self, others: Settings | None = None) -> dict[str, str]:
+        """
+        What differs from other settings: texts by the names of options, for the log.
+
+        @param others: those settings, by default the defaults.
+        """
+        others = Settings() if others is None else others
+        return {
+            **_differences(self, others, "limits"),
+            **_differences(self.limits, others.limits),
+        }
 
 
 def settingsOf(values: Mapping[str, Any]) -> Settings:
@@ -274,5 +281,5 @@ def _shown(setting: str, value: Any) -> str:
     if setting == "socketMode":
         return f"{value:04o}"
     if setting == "stalledDrop":
-        return f"drop-after={value:g}"
+        return f"drop-after={value:g}" if value else "keep"
     return f"{value:g}" if isinstance(value, float) else str(value)

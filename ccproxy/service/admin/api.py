@@ -1,0 +1,157 @@
+"""
+What the admin socket does: each method answers one route of L{ccproxy.service.admin.routes}.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import attrs
+from twisted.logger import Logger
+
+from ...core.limits import Limits
+from ...core.registry import Registry
+from ...core.states import VMState
+from ...core.vm import VM
+from . import views
+from .calls import Call, Refused, Reply
+from .health import Health
+
+
+class LevelSwitch(Protocol):
+    """
+    A log whose level can be set.
+
+    @ivar level: the least severe level that is logged.
+    """
+
+    level: str
+
+
+@attrs.define(eq=False)
+class Api:
+    """
+    What the routes need of the daemon.
+
+    @ivar registry: all that it knows.
+    @ivar health: whether it works.
+    @ivar startedAt: when it began to listen, in seconds since the epoch.
+    @ivar log: its log, or L{None} where that is not its own.
+    """
+
+    registry: Registry
+    health: Health
+    startedAt: float
+    log: LevelSwitch | None = None
+    _events = Logger()
+
+    def status(self, call: Call) -> views.Status:
+        """The daemon."""
+        level = self.log.level if self.log is not None else None
+        return views.status(self.registry, self.startedAt, level)
+
+    def limits(self, call: Call) -> Limits:
+        """Its bounds and deadlines."""
+        return self.registry.limits
+
+    def dump(self, call: Call) -> views.Dump:
+        """Everything."""
+        return views.dump(self.registry, self.status(call))
+
+    def vms(self, call: Call) -> list[views.VMView]:
+        """All VMs."""
+        return views.vms(self.registry)
+
+    def vm(self, call: Call) -> views.VMView:
+        """One VM."""
+        return views.vmView(self._vm(call))
+
+    def _vm(self, call: Call) -> VM:
+        """
+        @raise Refused: there is none of that serial.
+        """
+        serial = call.number("serial")
+        for vm in views.allVMs(self.registry):
+            if vm.serial == serial:
+                return vm
+        raise Refused(404, f"there is no VM with the serial {serial}; GET /v1/vms has all")
+
+    def forget(self, call: Call) -> views.VMView:
+        """
+        Forget a lost VM, as UnregisterVM would.
+
+        @raise Refused: it is not lost.
+        """
+        vm = self._vm(call)
+        if vm.state is not VMState.LOST:
+            raise Refused(
+                409,
+                f"VM {vm.containerId} (serial {vm.serial}) is {vm.state.value}, and only a lost one"
+                " can be forgotten; its runtime ends it with UnregisterVM",
+            )
+        self._events.info("forgotten by the admin socket", event="admin-forget", **vm.fields)
+        vm.unregister()
+        self.registry.flush()
+        return views.vmView(vm)
+
+    def sessions(self, call: Call) -> list[views.SessionView]:
+        """All sessions, or those of the VMs of one name."""
+        return views.sessions(self.registry, call.query.get("vm"))
+
+    def clients(self, call: Call) -> list[views.ClientView]:
+        """All clients."""
+        return views.clients(self.registry)
+
+    def drop(self, call: Call) -> views.ClientView:
+        """
+        Close a client's connection. A shim's token can be claimed again.
+
+        @raise Refused: there is none of that number.
+        """
+        number = call.number("number")
+        for client in self.registry.clients:
+            if views.clientNumber(client) == number:
+                break
+        else:
+            raise Refused(404, f"there is no client {number}; GET /v1/clients has all")
+        view = views.clientView(client)
+        self._events.warn(
+            "closed by the admin socket", event="admin-drop", client=client.name, vm=view.vm
+        )
+        client.close()
+        self.registry.flush()
+        return view
+
+    def commands(self, call: Call) -> list[views.CommandView]:
+        """The commands that are not answered."""
+        return views.commands(self.registry)
+
+    def logLevel(self, call: Call) -> views.LogLevel:
+        """The log level."""
+        return views.LogLevel(self._log().level)
+
+    def setLogLevel(self, call: Call) -> views.LogLevel:
+        """
+        Set the log level.
+
+        @raise Refused: there is no such level.
+        """
+        wanted, log = call.json(views.LogLevel), self._log()
+        try:
+            log.level = wanted.level
+        except ValueError as problem:
+            raise Refused(400, str(problem)) from None
+        return views.LogLevel(log.level)
+
+    def _log(self) -> LevelSwitch:
+        """
+        @raise Refused: the log is not ours.
+        """
+        if self.log is None:
+            raise Refused(409, "the log is twistd's own, which has no level; leave out --syslog")
+        return self.log
+
+    def healthz(self, call: Call) -> Reply:
+        """Whether the daemon works."""
+        found = self.health.look()
+        return Reply.json(found, 200 if found.healthy else 503)

@@ -1,0 +1,76 @@
+"""
+The admin socket itself: who may connect, and how many.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import ServerFactory
+from twisted.logger import Logger
+
+from ...net.binding import ListeningSocket, bind, peerUser
+from ...net.listening import UNIXListener
+from ...net.polling import Poller
+
+#: The mode of the socket: its owner alone. Root may open it all the same.
+MODE = 0o600
+
+
+class LazyFactory(ServerFactory):
+    """
+    Makes the factory that it stands for when the first connection comes: what that imports costs
+    nothing before.
+    """
+
+    noisy = False
+
+    def __init__(self, make: Callable[[], ServerFactory]) -> None:
+        """
+        @param make: makes that factory.
+        """
+        self._make = make
+        self._made: ServerFactory | None = None
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        """A connection comes."""
+        if self._made is None:
+            self._made = self._make()
+        return self._made.buildProtocol(addr)
+
+
+class AdminListener(UNIXListener):
+    """
+    Accepts connections of root and of the daemon's own user.
+    """
+
+    _log = Logger()
+
+    def __init__(self, poller: Poller, path: str, factory: ServerFactory) -> None:
+        super().__init__(poller, path, factory, mode=MODE)
+
+    def _open(self) -> ListeningSocket:
+        return bind(self.path, MODE)
+
+    def _connect(self, connection: socket.socket) -> None:
+        user = peerUser(connection)
+        if user in (0, os.geteuid()):
+            super()._connect(connection)
+            return
+        self._log.warn("user {uid} may not use the admin socket", event="admin-refused", uid=user)
+        # A peer that has hung up already needs no answer.
+        with suppress(OSError):
+            connection.send(_FORBIDDEN)
+        connection.close()
+
+
+_TEXT = b'{"error":"the admin socket is for root and the user of the daemon only"}\n'
+_FORBIDDEN = (
+    b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (len(_TEXT), _TEXT)
+)
