@@ -20,6 +20,7 @@ further.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .clock import Wait, cancel
@@ -35,26 +36,27 @@ class Budget:
     """
     What all sessions hold together.
 
+    @ivar limits: how much they may hold.
     @ivar used: bytes held now, both directions.
     """
 
-    __slots__ = ("_limits", "used")
+    __slots__ = ("limits", "used")
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
         self.used = 0
 
     @property
     def crowded(self) -> bool:
         """Whether the sessions hold so much that each may hold less."""
-        return self.used > self._limits.totalBuffer
+        return self.used > self.limits.totalBuffer
 
     @property
     def share(self) -> int:
         """How many bytes one session may hold in each direction now."""
         if self.crowded:
-            return min(self._limits.crowdedBuffer, self._limits.sessionBuffer)
-        return self._limits.sessionBuffer
+            return min(self.limits.crowdedBuffer, self.limits.sessionBuffer)
+        return self.limits.sessionBuffer
 
 
 class Flow:
@@ -65,11 +67,12 @@ class Flow:
     @ivar since: since when it does, in seconds of the clock.
     """
 
-    __slots__ = ("_readSince", "_shim", "_vm", "_wait", "blocker", "since")
+    __slots__ = ("_due", "_readSince", "_shim", "_vm", "_wait", "blocker", "since")
 
     def __init__(self, vm: VM) -> None:
         self._vm = vm
         self._wait: Wait | None = None
+        self._due: Callable[[Session], object] = self._drop
         self._shim: Client | None = None
         self.blocker: Session | None = None
         self.since = 0.0
@@ -129,15 +132,18 @@ class Flow:
         """Set the deadline that fits the blocker: it has a shim, or it has none."""
         session, limits = self.blocker, self._vm.registry.limits
         cancel(self._wait)
-        later = self._vm.registry.later
         if session is None:
             return
         self._shim = session.shim
         if session.shim is None:
-            self._wait = later(limits.absentTimeout, self._drop, session)
+            self._after(limits.absentTimeout, self._drop, session)
         else:
             delay = min(limits.stalledWarning, limits.stalledDrop or limits.stalledWarning)
-            self._wait = later(delay, self._warn, session)
+            self._after(delay, self._warn, session)
+
+    def _after(self, delay: float, due: Callable[[Session], object], session: Session) -> None:
+        self._due = due
+        self._wait = self._vm.registry.later(delay, due, session)
 
     def _warn(self, session: Session) -> None:
         """The shim has not read for a while."""
@@ -152,7 +158,7 @@ class Flow:
         )
         if limits.stalledDrop:
             delay = max(0.0, limits.stalledDrop - limits.stalledWarning)
-            self._wait = vm.registry.later(delay, self._drop, session)
+            self._after(delay, self._drop, session)
 
     def _drop(self, session: Session) -> None:
         """Nobody takes the session's output: it goes on without it."""

@@ -51,9 +51,11 @@ class Registry:
     @ivar clients: all clients.
     @ivar budget: what all sessions hold together.
     @ivar ignoredFrames: how many frames of clients were dropped because they may not send them.
+    @ivar verbose: whether the steps of every command are noted, at level debug. Where nobody wants
+        to know them, a call that notes nothing would still cost more than the step.
+    @ivar draining: no new VM is registered.
     @ivar clientCount: how many clients have connected so far.
     @ivar whenRegistered: called when a VM has been registered.
-    @ivar draining: no new VM is registered.
     @ivar whenUnregistered: called when a VM has been unregistered.
     """
 
@@ -71,6 +73,7 @@ class Registry:
     clients: set[Client] = attrs.field(factory=set)
     budget: Budget = attrs.field(init=False)
     ignoredFrames: int = 0
+    verbose: bool = True
     draining: bool = False
     clientCount: int = 0
     whenRegistered: Callable[[], None] | None = None
@@ -81,6 +84,15 @@ class Registry:
 
     def __attrs_post_init__(self) -> None:
         self.budget = Budget(self.limits)
+
+    def setLimits(self, limits: Limits) -> None:
+        """
+        Have other bounds from now on. What is there already stays, and what waits already keeps its
+        deadline.
+        """
+        self.limits = self.budget.limits = limits
+        self._uncrowded()
+        self.flush()
 
     # -- clients
 
@@ -98,7 +110,7 @@ class Registry:
                 limit=self.limits.maxClients,
                 client=name,
             )
-        else:
+        elif self.verbose:
             self.log.debug("client connected", event="client-connected", client=name)
         return client
 
@@ -106,7 +118,8 @@ class Registry:
         """C{client} has closed."""
         self.clients.discard(client)
         self._touched.discard(client)
-        self.log.debug("client gone", event="client-gone", client=client.name)
+        if self.verbose:
+            self.log.debug("client gone", event="client-gone", client=client.name)
 
     def later(self, delay: float, action: Callable[..., object], *args: object) -> Wait:
         """Call C{action(*args)} in C{delay} seconds, as a turn of its own."""
@@ -234,7 +247,8 @@ class Registry:
             client.vm.clients.discard(client)
         client.vm = vm
         vm.clients.add(client)
-        self.log.debug("client attached", event="attached", client=client.name, **vm.fields)
+        if self.verbose:
+            self.log.debug("client attached", event="attached", client=client.name, **vm.fields)
 
     def forget(self, vm: VM) -> None:
         """The name of C{vm} is free again."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .. import __version__
@@ -157,22 +157,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     if rest:
         print(f"cc-proxy: ignored, for it is no flag: {' '.join(rest)}", file=sys.stderr)
-    _run(settings)
+    _run(settings, lambda: settingsFrom(given, os.environ))
     return 0
 
 
-def _run(settings: Settings) -> None:
+def _run(settings: Settings, read: Callable[[], Settings]) -> None:
     from twisted.internet import reactor
 
     from .logging import beginLogging
     from .proxy import ProxyService
-    from .running import failingClearly, handleSignals
+    from .reload import Reload
+    from .running import failingClearly, handleSignals, raiseLimit
 
-    handleSignals(reactor)
+    def onHangUp() -> None:
+        reload()
+
+    raiseLimit()
+    handleSignals(reactor, onHangUp)
     log = beginLogging(settings)
     with failingClearly():
         service = ProxyService(settings, reactor)
         service.daemonLog = log
+        reload = Reload(service, settings, read)
         service.privilegedStartService()
         service.startService()
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)

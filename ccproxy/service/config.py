@@ -63,7 +63,7 @@ def readConfig(path: str, kinds: Mapping[str, KeyKind]) -> dict[str, list[str]]:
             table = tomllib.load(file)
     except OSError as error:
         raise BadConfig(path, f"cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise BadConfig(path, f"is no TOML: {error}") from None
     for key in table:
         if key not in kinds:

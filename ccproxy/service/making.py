@@ -31,6 +31,7 @@ def makeService(options: Options) -> TwistdService:
     settings = options.settings
     twistd = {} if options.parent is None else options.parent
     proxy = ProxyService(settings, reactor)
-    service = TwistdService(proxy, settings, twistd, reactor)
+    reload = Reload(proxy, settings, options.read)
+    service = TwistdService(proxy, settings, twistd, reactor, reload)
     proxy.daemonLog = service.daemonLog
     return service

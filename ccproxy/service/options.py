@@ -137,12 +137,12 @@ class Options(usage.Options):
         "Give twistd itself --pidfile= (and -n, to stay in the foreground)."
     )
 
-    optFlags = [
+    optFlags: list[list[Any]] = [
         ["pod", None, "Serve one VM only, and end after it, as cc-proxy -uri does"],
         ["no-admin", None, "Make no admin socket"],
     ]
 
-    optParameters = [
+    optParameters: list[list[Any]] = [
         [
             "config",
             None,

@@ -104,7 +104,7 @@ class CommandTests(SynchronousTestCase):
     def setUp(self) -> None:
         """Keep the daemon from running."""
         self.started: list[Settings] = []
-        self.patch(ccproxy_command, "_run", self.started.append)
+        self.patch(ccproxy_command, "_run", lambda settings, read: self.started.append(settings))
         self.patch(os, "environ", {})
 
     def run_(self, *arguments: str) -> tuple[int, str, str]:
