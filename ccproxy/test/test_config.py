@@ -4,6 +4,8 @@ Tests for L{ccproxy.service.config}, and for how command lines use it.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 import tempfile
@@ -18,6 +20,7 @@ from ..service.ccproxy_command import settingsFrom
 from ..service.config import BadConfig
 from ..service.options import Options
 from ..service.settings import Settings, optionName
+from ..tools import checkconfig
 from ..wire.codes import Dialect
 
 
@@ -207,3 +210,37 @@ class FlagTests(ConfigCase):
         error = self.assertRaises(BadConfig, self.settings)
         self.assertEqual(error.path, self.path)
         self.assertTrue(str(error).startswith(f"{self.path}: max-vms: 0 is less"), error)
+
+
+class CheckTests(ConfigCase):
+    """
+    C{ccproxyctl check-config}.
+    """
+
+    def check(self, *arguments: str) -> tuple[int, str, str]:
+        """The exit status, stdout and stderr of the command."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = checkconfig.main(arguments)
+        return status, out.getvalue(), err.getvalue()
+
+    def test_good(self) -> None:
+        """Of a good file it tells what it sets."""
+        self.write('log-level = "warning"\nsocket-mode = "0600"\nmax-vms = 3\nmax-tokens = 4096')
+        text = f"{self.path}: good\n  socket-mode = 0600\n  log-level = warn\n  max-vms = 3\n"
+        self.assertEqual(self.check(self.path), (0, text, ""))
+
+    def test_bad(self) -> None:
+        """Of a bad one it tells what is bad."""
+        self.write("max-vms = 0")
+        problem = f"{self.path}: max-vms: 0 is less than 1, the least that works"
+        self.assertEqual(self.check(self.path), (1, "", f"ccproxyctl check-config: {problem}\n"))
+        self.assertEqual(self.check("/nowhere")[0], 1)
+
+    def test_default(self) -> None:
+        """By default it is about the file that the daemon would read, which need not be there."""
+        status, out, _ = self.check()
+        self.assertEqual((status, out.split()[0]), (0, config.DEFAULT_FILE))
+        self.path = config.DEFAULT_FILE
+        self.write("max-vms = 0")
+        self.assertEqual(self.check()[0], 1)

@@ -1,0 +1,52 @@
+"""
+C{ccproxyctl check-config}: whether the daemon could use a configuration file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ..errors import CCProxyError
+from ..service import config
+from ..service.options import configured
+from ..service.settings import settingsOf
+
+
+def makeParser() -> argparse.ArgumentParser:
+    """What its command line may say."""
+    parser = argparse.ArgumentParser(
+        prog="ccproxyctl check-config",
+        description="Check a configuration file as the daemon would, and print what it sets.",
+        epilog="Exit status: 0; 1 if the daemon could not use the file; 2 for a bad option.",
+    )
+    parser.add_argument(
+        "path",
+        nargs="?",
+        metavar="FILE",
+        help=f"the configuration file (default: {config.DEFAULT_FILE}, where it is there)",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """
+    Run the command.
+
+    @param arguments: the words after C{check-config}.
+    @return: the exit status.
+    """
+    path = config.findConfig(makeParser().parse_args(arguments).path)
+    if path is None:
+        print(f"{config.DEFAULT_FILE} is not there: the defaults hold")
+        return 0
+    try:
+        settings = settingsOf(configured(path))
+    except CCProxyError as problem:
+        print(f"ccproxyctl check-config: {problem}", file=sys.stderr)
+        return 1
+    print(f"{path}: good")
+    for name, value in settings.differences().items():
+        print(f"  {name} = {value}")
+    return 0
