@@ -54,7 +54,7 @@ def route(vm: VM, data: memoryview, offset: int) -> int:
     """
     end, most, sessionOf = len(data), vm.registry.limits.maxMessage, vm.processes.numbers.get
     gathered: dict[Session, _Gathered] = {}
-    before = None
+    before, begin, frames = None, offset, 0
     while vm.io is not None and end - offset >= SIZE:
         number, size = header = IO_HEADER.unpack_from(data, offset)
         session, stop = sessionOf(number), offset + size
@@ -79,6 +79,7 @@ def route(vm: VM, data: memoryview, offset: int) -> int:
                 held.stop = stop
                 held.total += stop - offset
                 held.room = room - stop + offset
+                frames += count
                 offset, before = stop, header
                 continue
         _deliver(gathered, data)
@@ -90,8 +91,11 @@ def route(vm: VM, data: memoryview, offset: int) -> int:
                 vm.flow.block(session)
                 break
             session.received(number, message.body)
+        frames += 1
         offset, before = stop, None
     _deliver(gathered, data)
+    vm.traffic.outFrames += frames
+    vm.traffic.outBytes += offset - begin
     return offset
 
 

@@ -413,7 +413,7 @@ class Session:
 
     def stdinTaken(self) -> None:
         """Some stdin has gone: the shim may be read again."""
-        if self.shim is not None and self.stdin.room > 0:
+        if self.shim is not None and self.stdin.hasRoom:
             self.shim.wake()
 
     def _forgetStdin(self) -> None:

@@ -8,9 +8,10 @@ docs/protocol, "What the agents can bear" (promise P19):
  - A hyperstart gets at most 256 bytes of payload in a message: it has 512 bytes of buffer per
    process, and silently drops what does not fit.
  - A cc agent ends, and its VM with it, when a header reaches it in two reads, and the hypervisor
-   reads 4096 bytes at a time. So it gets whole messages in writes of at most 4096 bytes. A write
-   of exactly 4096 may be followed by another; after a shorter one the socket must have been
-   drained first.
+   reads 4096 bytes at a time. So it gets whole messages in units of at most 4096 bytes. One of
+   exactly 4096 may be followed by another, in the same call, since a stream shows a reader no
+   borders of writes; after a shorter one the socket must have been drained first. Whether it has
+   been is asked when there is more to send, not before: a keystroke costs no second event.
  - An agent that nobody knows yet gets what suits both.
 
 What the socket does not take stays with the sessions, and a shim whose session is full is not
@@ -22,8 +23,10 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from ..interfaces import IConnection
 from ..wire.codes import Dialect
-from ..wire.messages import IO_HEADER, encodeIO
+from ..wire.decoder import Buffer
+from ..wire.messages import IO_HEADER
 from .flow import Budget
 
 if TYPE_CHECKING:
@@ -44,9 +47,10 @@ class StdinQueue:
 
     @ivar size: how many bytes wait.
     @ivar ended: whether its end is among it, or has gone.
+    @ivar scheduled: whether its session has a turn in the L{StdinScheduler}.
     """
 
-    __slots__ = ("_budget", "_offset", "_pieces", "ended", "size")
+    __slots__ = ("_budget", "_offset", "_pieces", "ended", "scheduled", "size")
 
     def __init__(self, budget: Budget) -> None:
         """
@@ -57,6 +61,7 @@ class StdinQueue:
         self._offset = 0
         self.size = 0
         self.ended = False
+        self.scheduled = False
 
     def __bool__(self) -> bool:
         return bool(self._pieces)
@@ -65,6 +70,11 @@ class StdinQueue:
     def room(self) -> int:
         """How many more bytes can be kept."""
         return self._budget.share - self.size
+
+    @property
+    def hasRoom(self) -> bool:
+        """Whether there is so much room that it is worth while to read a shim again."""
+        return 2 * self.size <= self._budget.share
 
     def add(self, data: bytes) -> None:
         """Add input; empty is its end."""
@@ -77,22 +87,26 @@ class StdinQueue:
         self.size += len(data)
         self._budget.used += len(data)
 
-    def take(self, most: int) -> bytes:
+    def take(self, most: int) -> Buffer:
         """
         The next piece, empty for the end of stdin. There must be one.
 
         @param most: its longest length.
         """
-        piece, start = self._pieces[0], self._offset
-        data = piece[start : start + most]
-        if start + len(data) < len(piece):
-            self._offset += len(data)
+        piece: Buffer = self._pieces[0]
+        start, size = self._offset, len(piece) - self._offset
+        if size > most:
+            size = most
+            self._offset += size
+            piece = memoryview(piece)[start : start + size]
         else:
             self._pieces.popleft()
-            self._offset = 0
-        self.size -= len(data)
-        self._budget.used -= len(data)
-        return data
+            if start:
+                self._offset = 0
+                piece = memoryview(piece)[start:]
+        self.size -= size
+        self._budget.used -= size
+        return piece
 
     def clear(self) -> None:
         """Drop all of it."""
@@ -108,71 +122,99 @@ class StdinScheduler:
     @ivar turns: those sessions, the next one first.
     """
 
-    __slots__ = ("_rest", "_vm", "_waiting", "turns")
+    __slots__ = ("_mustDrain", "_rest", "_sent", "_vm", "_waiting", "turns")
 
     def __init__(self, vm: VM) -> None:
         self._vm = vm
         self._rest = b""
+        #: What was written since the channel's socket was last seen empty.
+        self._sent = 0
+        #: It must have been emptied before more is written.
+        self._mustDrain = False
         self._waiting = False
         self.turns: deque[Session] = deque()
 
     def add(self, session: Session) -> None:
         """C{session} has stdin to send."""
-        if session not in self.turns:
+        if not session.stdin.scheduled:
+            session.stdin.scheduled = True
             self.turns.append(session)
         self.pump()
 
     def remove(self, session: Session) -> None:
         """C{session} has ended."""
-        if session in self.turns:
+        if session.stdin.scheduled:
+            session.stdin.scheduled = False
             self.turns.remove(session)
 
     def drained(self) -> None:
         """The agent has read all that was sent."""
-        self._waiting = False
+        self._waiting = self._mustDrain = False
+        self._sent = 0
         self.pump()
 
     def pump(self) -> None:
         """Send what the agent can bear now."""
         io = self._vm.io
-        if io is None or self._waiting:
-            return
-        while self._rest or self.turns:
-            write = self._rest or self._next()
-            if not write:
-                return
-            self._rest = write[io.send([write]) :]
+        while (self._rest or self.turns) and io is not None and not self._waiting:
             if self._rest:
-                return
-            if self._mustDrain(len(write)) or io.unsent() + TURN > WINDOW:
+                self._rest = self._rest[io.send([self._rest]) :]
+                if self._rest:
+                    return
+            elif not self._mustDrain and self._sent + TURN <= WINDOW:
+                self._send(io)
+            elif io.unsent():
                 self._waiting = True
                 io.notifyDrained()
-                return
+            else:
+                self._mustDrain = False
+                self._sent = 0
 
-    def _mustDrain(self, size: int) -> bool:
-        """Whether the agent must have read a write of C{size} bytes before the next one."""
+    def _send(self, io: IConnection) -> None:
+        """
+        Write as much as may wait in the socket, or less where the agent must have read it first.
+        """
         dialect = self._vm.dialect
-        return dialect is Dialect.UNKNOWN or (dialect is Dialect.CC and size < TURN)
-
-    def _next(self) -> bytes:
-        """
-        The next write: whole messages, at most 4096 bytes, from as many sessions as it takes.
-        """
-        most = TURN - IO_HEADER.size if self._vm.dialect is Dialect.CC else SMALL_PAYLOAD
-        pieces = []
-        room = TURN
-        touched = []
-        while self.turns and room > IO_HEADER.size:
-            session = self.turns[0]
-            if not session.stdin:
-                self.turns.popleft()
-                continue
-            payload = session.stdin.take(min(most, room - IO_HEADER.size))
-            pieces.append(encodeIO(session.stdio, payload))
-            room -= len(pieces[-1])
-            touched.append(session)
-        if self.turns:
-            self.turns.rotate(-1)
+        buffers: list[Buffer] = []
+        total = 0
+        touched: set[Session] = set()
+        while self.turns and not self._mustDrain and self._sent + total + TURN <= WINDOW:
+            size = self._unit(buffers, touched)
+            total += size
+            if dialect is Dialect.UNKNOWN or (dialect is Dialect.CC and size < TURN):
+                self._mustDrain = True
+        taken = io.send(buffers)
+        if taken < total:
+            self._rest = b"".join(buffers)[taken:]
+        self._sent += total
+        self._vm.traffic.inBytes += total
         for session in touched:
             session.stdinTaken()
-        return b"".join(pieces)
+
+    def _unit(self, buffers: list[Buffer], touched: set[Session]) -> int:
+        """
+        What the agent reads at once: whole messages, at most 4096 bytes, from as many sessions as
+        it takes.
+
+        @param buffers: they are added here.
+        @param touched: the sessions whose they are are added here.
+        @return: their size in bytes, at least that of one message.
+        """
+        turns, traffic = self.turns, self._vm.traffic
+        most = TURN - IO_HEADER.size if self._vm.dialect is Dialect.CC else SMALL_PAYLOAD
+        room = TURN
+        while turns and room > IO_HEADER.size:
+            session = turns[0]
+            stdin = session.stdin
+            payload = stdin.take(min(most, room - IO_HEADER.size))
+            size = IO_HEADER.size + len(payload)
+            buffers += (IO_HEADER.pack(session.stdio, size), payload)
+            room -= size
+            traffic.inFrames += 1
+            touched.add(session)
+            if not stdin:
+                stdin.scheduled = False
+                turns.popleft()
+        if turns and turns[0] is session:
+            turns.rotate(-1)
+        return TURN - room

@@ -29,6 +29,7 @@ from .processes import Processes
 from .starts import Starts
 from .states import VM_TABLE, VMInput, VMState, advance
 from .stdin import StdinScheduler
+from .traffic import Traffic
 
 if TYPE_CHECKING:
     from .client import Client, Slot
@@ -73,6 +74,7 @@ class VM:
         self.control: IConnection | None = None
         self.io: IConnection | None = None
         self.commands = ControlQueue(self)
+        self.traffic = Traffic()
         self.stdin = StdinScheduler(self)
         self.flow = Flow(self)
         self.clients: set[Client] = set()

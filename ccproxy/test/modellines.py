@@ -7,10 +7,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from ccproxy.interfaces import IStreamSink
 from ccproxy.wire.decoder import Buffer
 from ccproxy.wire.messages import IO_HEADER, MessageDecoder
 
 from .memory import MemoryConnection
+
+#: How much a hypervisor reads at a time.
+READ = 4096
 
 
 class Line(MemoryConnection):
@@ -70,6 +74,10 @@ class Line(MemoryConnection):
         self._told = False
         super().resumeReading()
 
+    def taken(self, sink: IStreamSink) -> None:
+        super().taken(sink)
+        self._told = self.endSeen = False
+
     def put(self, data: bytes, hold: int = 0, gather: bool = False) -> int:
         """
         Send C{data}, but for its last C{hold} bytes, which go before what is sent next.
@@ -97,24 +105,31 @@ class Channel(Line):
     def __init__(self, strict: bool) -> None:
         super().__init__()
         self.strict = strict
-        self._aligned = True
         self._decoder = MessageDecoder(IO_HEADER)
         self._rest = 0
+        #: How much was written since the socket was empty, and where in it a message begins next.
+        self._position = self._next = 0
         self.messages: deque[tuple[int, bytes]] = deque()
 
     def send(self, data: Sequence[Buffer]) -> int:
         before, offered = self.waiting, sum(map(len, data))
         taken = super().send(data)
         assert self.waiting <= 16 << 10, "too much stdin waits in the socket"
+        if not before:
+            self._next -= self._position
+            self._position = 0
         if self.strict and taken:
-            assert offered <= 4096, "a write that the hypervisor reads in two"
-            assert not before or self._aligned or self._rest, "a header can come in two reads"
-            self._aligned = (not before or self._aligned) and taken == 4096
+            assert self._rest or not self._position % READ, "behind a read that was short"
+        self._position += taken
         assert not self._rest or offered == self._rest, "not the rest of a write"
         self._rest = offered - taken
         self._decoder.feed(self.take())
         while (message := self._decoder.next()) is not None:
-            assert self.strict or len(message.body) <= 256, "more stdin than a hyperstart bears"
+            if self.strict:
+                assert self._next % READ <= READ - IO_HEADER.size, "a header comes in two reads"
+            else:
+                assert len(message.body) <= 256, "more stdin than a hyperstart bears"
+            self._next += IO_HEADER.size + len(message.body)
             self.messages.append((message.number, message.body))
         assert taken < offered or not self._decoder.pending, "a write that ends inside a message"
         return taken
