@@ -15,7 +15,9 @@ from ccproxy.core.relocation import StartData
 from ccproxy.errors import BadPayload, RemoteProtocolError, RequestError
 from ccproxy.service.ccproxy_command import FLAGS
 from ccproxy.service.goflags import FlagError, HelpWanted, parseFlags, usage
+from ccproxy.service.logformats import FORMATS, asLine
 from ccproxy.service.logging import DaemonLog
+from ccproxy.service.logsinks import Sink
 from ccproxy.service.settings import Settings
 from ccproxy.wire import payloads
 from ccproxy.wire.codes import Dialect, Stream, hyperCode
@@ -230,10 +232,11 @@ def logline(data: bytes) -> None:
     format = source.choice(_FORMATS)
     container, text = source.short().decode("utf-8", "surrogateescape"), source.rest()
     output: list[bytes] = []
-    log = DaemonLog(Settings(logFormat=format, logLevel="debug"), output.append)
+    sink = Sink(asLine(FORMATS[format]), output.append)
+    log = DaemonLog(Settings(logLevel="debug"), [sink])
     logger = Logger("fuzz", observer=log)
     logger.warn("{text}", event="fuzz", text=text.decode("utf-8", "replace"), container=container)
-    log.writer.flush(0)
+    log.flush(0)
     line = b"".join(output).decode("utf-8")
     assert line.endswith("\n")
     # As strictly as anybody may cut a log into lines: at every end of a line that Unicode has.

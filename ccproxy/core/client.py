@@ -217,13 +217,14 @@ class Client:
         request = REQUESTS.get(frame.opcode)
         if request is None:
             raise BadPayload(f"unknown command opcode {frame.opcode}")
-        self.registry.log.debug(
-            "{command}",
-            event="command",
-            command=Command(frame.opcode).title,
-            client=self.name,
-            vm=self.vm.containerId if self.vm else None,
-        )
+        if self.registry.verbose:
+            self.registry.log.debug(
+                "{command}",
+                event="command",
+                command=Command(frame.opcode).title,
+                client=self.name,
+                vm=self.vm.containerId if self.vm else None,
+            )
         request(self, slot, frame.payload)
 
     def _breach(self, error: RemoteProtocolError) -> None:

@@ -51,6 +51,7 @@ class Limits:
         64 * KIB, "bytes kept per session and direction beyond --total-buffer", least=KIB
     )
     clientBuffer: int = _limit(MIB, "unsent bytes of a client before it is not read", least=KIB)
+    consoleBuffer: int = _limit(64 * KIB, "bytes kept of what each VM's console said", least=KIB)
     readyTimeout: float = _limit(30.0, "seconds to wait for an agent's READY", least=0.1)
     readyPing: float = _limit(
         3.0, "seconds of silence after which an agent is asked ping instead of READY", least=0.01

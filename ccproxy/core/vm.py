@@ -22,6 +22,7 @@ from ..wire.payloads import RegisterVM
 from .channels import ControlSink, IOSink
 from .clock import Wait, cancel
 from .commands import PingCommand, dialectOfVersion
+from .console import ConsoleRing
 from .control import ControlQueue
 from .flow import Flow
 from .outlet import Outlet
@@ -51,6 +52,7 @@ class VM:
     @ivar control: the connection of its control channel, while it has one.
     @ivar io: that of its I/O channel.
     @ivar commands: the commands for its agent.
+    @ivar console: what its console has said last, kept as long as the VM is known.
     @ivar clients: those attached to it.
     @ivar processes: its sessions.
     @ivar starts: the starts that wait for their shims.
@@ -75,6 +77,7 @@ class VM:
         self.io: IConnection | None = None
         self.commands = ControlQueue(self)
         self.traffic = Traffic()
+        self.console = ConsoleRing(registry.limits.consoleBuffer)
         self.stdin = StdinScheduler(self)
         self.flow = Flow(self)
         self.clients: set[Client] = set()
@@ -391,6 +394,7 @@ class VM:
     def _close(self, error: RequestError) -> None:
         """Close the channels, and end or hand over what is left to the sessions."""
         self.registry.connector.abandon(self)
+        self.console.close()
         forget = self._forgottenWait()
         self._cancelWaits()
         if forget is not None:

@@ -178,7 +178,7 @@ class Connector:
                     CONSOLE_RETRY, self._openConsole, vm, sockets
                 )
 
-        console = Console(vm.log, vm.fields, retry)
+        console = Console(vm, retry)
         try:
             # Each time anew: what stands there may have changed since the last try.
             holder = self._holders.get(self._identify(path))

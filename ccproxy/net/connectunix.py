@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IProtocol, IReactorTime
 from twisted.internet.task import deferLater
 
 from ..errors import CCProxyError
+from .buffered import IBufferedProtocol
 from .ordinary import attach
 from .polling import Poller
 
@@ -24,7 +25,9 @@ class CannotConnect(CCProxyError):
     """The connection cannot be made; the text names the path and the reason."""
 
 
-def connectUNIX(poller: Poller, path: str, protocol: IProtocol, timeout: float) -> Deferred[None]:
+def connectUNIX(
+    poller: Poller, path: str, protocol: IProtocol | IBufferedProtocol, timeout: float
+) -> Deferred[None]:
     """
     Connect a protocol to an AF_UNIX stream socket.
 
@@ -37,7 +40,9 @@ def connectUNIX(poller: Poller, path: str, protocol: IProtocol, timeout: float) 
     return Deferred.fromCoroutine(_connect(poller, path, protocol, timeout))
 
 
-async def _connect(poller: Poller, path: str, protocol: IProtocol, timeout: float) -> None:
+async def _connect(
+    poller: Poller, path: str, protocol: IProtocol | IBufferedProtocol, timeout: float
+) -> None:
     clock = cast(IReactorTime, poller.reactor)
     deadline = clock.seconds() + timeout
     try:

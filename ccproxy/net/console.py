@@ -1,16 +1,22 @@
 """
-A VM's console: read always, so that a guest never blocks on it, and noted in the log.
+A VM's console: read always, so that a guest never blocks on it.
+
+What it says is kept in the VM's L{ConsoleRing <ccproxy.core.console.ConsoleRing>}; at level debug
+it goes to the log as well, line by line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from twisted.internet.protocol import Protocol, connectionDone
-from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
-#: The longest piece of a line that is noted at once, in bytes; a longer line comes in pieces.
+from ..core.vm import VM
+from .buffered import IBufferedProtocol
+from .transport import StreamTransport
+
+#: The longest piece of a line that is logged at once, in bytes; a longer line comes in pieces.
 LONGEST_LINE = 4096
 
 
@@ -18,54 +24,74 @@ def _nobody() -> None:
     pass
 
 
-class Console(Protocol):
+@implementer(IBufferedProtocol)
+class Console:
     """
-    Notes the lines of a console at debug level.
+    The connection to a console.
     """
 
-    def __init__(
-        self, log: Logger, fields: dict[str, object], whenLost: Callable[[], None]
-    ) -> None:
+    def __init__(self, vm: VM, whenLost: Callable[[], None]) -> None:
         """
-        @param fields: what every line of the log says about the VM.
+        @param vm: whose console it is.
         @param whenLost: called when the connection has ended.
         """
-        self._log = log
-        self._fields = fields
+        self._vm = vm
         self._whenLost = whenLost
         self._line = bytearray()
+        self._connection: StreamTransport
 
-    def dataReceived(self, data: bytes) -> None:
-        """Bytes have come; whole lines are noted."""
-        self._line += data
-        *lines, rest = self._line.split(b"\n")
-        for line in lines:
-            self._note(bytes(line))
-        while len(rest) > LONGEST_LINE:
-            self._note(bytes(rest[:LONGEST_LINE]))
-            rest = rest[LONGEST_LINE:]
-        self._line = rest
+    def makeConnection(self, transport: StreamTransport) -> None:
+        """The connection begins."""
+        self._connection = transport
 
-    def _note(self, line: bytes) -> None:
+    def bufferReceived(self, data: memoryview) -> int:
+        """The console has said something."""
+        self._vm.console.add(data)
+        if self._vm.registry.verbose:
+            *lines, rest = (self._line + data).split(b"\n")
+            for line in lines:
+                self._note(line)
+            whole = len(rest) // LONGEST_LINE * LONGEST_LINE
+            if whole:
+                self._note(rest[:whole])
+            self._line = rest[whole:]
+        elif self._line:
+            self._line.clear()
+        return len(data)
+
+    def _note(self, line: bytearray) -> None:
         for at in range(0, max(1, len(line)), LONGEST_LINE):
             piece = line[at : at + LONGEST_LINE].rstrip(b"\r")
-            self._log.debug(
-                "{text}",
+            self._vm.log.debug(
+                "console",
                 event="console",
-                text=piece.decode("utf-8", "backslashreplace"),
                 source="console",
-                **self._fields,
+                text=piece.decode("utf-8", "backslashreplace"),
+                **self._vm.fields,
             )
 
     def close(self) -> None:
-        """Read no more, and tell nobody."""
+        """Take what has come, read no more, and tell nobody."""
         self._whenLost = _nobody
-        if self.transport is not None:
-            self.transport.loseConnection()
+        self._connection.readNow()
+        self._connection.close()
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The console has gone: what it said last is noted too."""
+    def readConnectionLost(self) -> None:
+        """See L{IBufferedProtocol.readConnectionLost}."""
+        self._connection.close()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The console has gone: what it said last is logged too."""
         if self._line:
-            self._note(bytes(self._line))
+            self._note(self._line)
             self._line.clear()
         self._whenLost()
+
+    def writable(self) -> None:
+        """Nothing is ever sent."""
+
+    def drained(self) -> None:
+        """Nothing is ever sent."""
+
+    def peerGone(self) -> None:
+        """Reading is never paused."""

@@ -26,7 +26,9 @@ from .polling import Poller
 from .transport import StreamTransport
 
 
-def attach(poller: Poller, socket: socket.socket, peer: str, protocol: IProtocol) -> None:
+def attach(
+    poller: Poller, socket: socket.socket, peer: str, protocol: IProtocol | IBufferedProtocol
+) -> None:
     """
     Give a connected AF_UNIX stream socket to a protocol.
 

@@ -172,12 +172,15 @@ def _run(settings: Settings, read: Callable[[], Settings]) -> None:
     def onHangUp() -> None:
         reload()
 
+    def onUser() -> None:
+        service.dump()
+
     raiseLimit()
-    handleSignals(reactor, onHangUp)
-    log = beginLogging(settings)
+    handleSignals(reactor, onHangUp, onUser)
+    log = beginLogging(settings, reactor)
     with failingClearly():
         service = ProxyService(settings, reactor)
-        service.daemonLog = log
+        service.useLog(log)
         reload = Reload(service, settings, read)
         service.privilegedStartService()
         service.startService()

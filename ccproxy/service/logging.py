@@ -1,8 +1,9 @@
 """
-The daemon's log: events of L{twisted.logger} become lines, one for each, whatever is in them.
+The daemon's log: events of L{twisted.logger} become entries, which L{ccproxy.service.logformats}
+writes, one line for each, and L{ccproxy.service.logsinks} takes to where they belong.
 
-Clients and guests choose much of what is logged. So everything that is not printable is escaped,
-long texts are cut, and whatever looks like a token is shortened, in every field of every event.
+Clients and guests choose much of what is logged. So long texts are cut, and whatever looks like a
+token is shortened, in every field of every event.
 
 An event's fields are shown behind its message: those of L{FIELDS}, which programs read, always, and
 of our own events also those that the message does not name.
@@ -11,21 +12,21 @@ of our own events also those that the message does not name.
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import re
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
-import attrs
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..core.session import shortToken
-from .logwriter import LogWriter, descriptorWriter
+from .logformats import RESERVED, Entry
+from .lograte import RateLimit
+from .logsinks import Sink, sinksOf
+from .logwriter import LogWriter
 from .settings import Settings, canonicalLevel
 
 #: The fields that are shown of every event that has them, in this order.
@@ -40,9 +41,6 @@ FIELDS = (
     "session",
     "token",
 )
-
-# Names in the output that no event may set.
-_RESERVED = ("time", "level", "msg", "name", "pid")
 
 #: Longer values are cut: as many characters remain.
 LONGEST_VALUE = 8192
@@ -63,88 +61,9 @@ _RANKS = {"debug": 0, "info": 1, "warn": 2, "error": 3}
 # stands before the token may be of the same alphabet.
 _TOKEN_PATTERN = r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{43,}+="
 _TOKEN = re.compile(_TOKEN_PATTERN)
-_BARE = re.compile(r"[A-Za-z0-9._/@^+:,-]+")
 
 
-@attrs.frozen
-class Entry:
-    """
-    What a line says.
-
-    @ivar time: seconds since the epoch.
-    @ivar level: C{debug}, C{info}, C{warn} or C{error}.
-    @ivar message: the text of the event.
-    @ivar fields: the fields that are shown.
-    """
-
-    time: float
-    level: str
-    message: str
-    fields: Mapping[str, str] = attrs.field(factory=dict)
-
-
-def _timestamp(seconds: float, digits: int) -> str:
-    """A time in RFC 3339, in UTC."""
-    whole = int(seconds)
-    fraction = int((seconds - whole) * 10**digits)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{fraction:0{digits}}Z"
-
-
-def _escaped(text: str) -> str:
-    """A text on one line, whatever is in it; not printable characters escaped as in JSON."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
-
-
-def _quoted(text: str) -> str:
-    """A value of a field: as it stands where that is unmistakable, else as a string of JSON."""
-    if _BARE.fullmatch(text):
-        return text
-    return '"{}"'.format(_escaped(text.replace("\\", "\\\\").replace('"', '\\"')))
-
-
-def _pairs(fields: Mapping[str, str]) -> str:
-    return " ".join(f"{name}={_quoted(value)}" for name, value in fields.items())
-
-
-def formatText(entry: Entry) -> str:
-    """For people: time, level, message, fields."""
-    line = f"{_timestamp(entry.time, 3)} {entry.level:<5} {_escaped(entry.message)}"
-    return f"{line}  {_pairs(entry.fields)}" if entry.fields else line
-
-
-def _complete(entry: Entry) -> dict[str, str]:
-    """All that there is to say, for programs: the names are those that parsers know."""
-    return {
-        "time": _timestamp(entry.time, 9),
-        "level": entry.level,
-        "msg": entry.message,
-        "name": "ccproxy",
-        "pid": str(os.getpid()),
-        "source": "proxy",
-        **entry.fields,
-    }
-
-
-def formatLogfmt(entry: Entry) -> str:
-    """For the parsers of the historic proxy's log: C{name=value} pairs."""
-    return _pairs(_complete(entry))
-
-
-def formatJSON(entry: Entry) -> str:
-    """For everything else: a JSON object."""
-    return json.dumps({**_complete(entry), "pid": os.getpid()})
-
-
-_FORMATS: dict[str, Callable[[Entry], str]] = {
-    "text": formatText,
-    "logfmt": formatLogfmt,
-    "json": formatJSON,
-}
-
-
-def _clean(value: object) -> str:
+def clean(value: object) -> str:
     """Any value as a text of bounded length that is valid Unicode and shows no token."""
     try:
         text = str(value)
@@ -174,7 +93,7 @@ def _fields(event: LogEvent) -> dict[str, Any]:
     return {
         name: event[name]
         for name in names
-        if event.get(name) is not None and not name.startswith("log_") and name not in _RESERVED
+        if event.get(name) is not None and not name.startswith("log_") and name not in RESERVED
     }
 
 
@@ -183,21 +102,13 @@ def _failureIn(event: LogEvent) -> Failure | None:
     return failure if isinstance(failure, Failure) else None
 
 
-def _failureFields(failure: Failure, whole: bool) -> dict[str, str]:
-    """
-    What became of a failure.
-
-    @param whole: whether the whole traceback is wanted, or just the innermost places.
-    """
-    fields = {"error": f"{type(failure.value).__name__}: {failure.getErrorMessage()}"}
+def _failureFields(failure: Failure) -> dict[str, str]:
+    """What became of a failure, and the innermost places where it did."""
     places = [
         f"{os.path.basename(frame[1])}:{frame[2]}({frame[0]})" for frame in failure.frames[-4:]
     ]
-    if whole:
-        fields["traceback"] = failure.getTraceback()
-    elif places:
-        fields["at"] = ",".join(places)
-    return fields
+    fields = {"error": f"{type(failure.value).__name__}: {failure.getErrorMessage()}"}
+    return {**fields, "at": ",".join(places)} if places else fields
 
 
 def _message(event: LogEvent) -> str:
@@ -210,19 +121,34 @@ def _message(event: LogEvent) -> str:
 @implementer(ILogObserver)
 class DaemonLog:
     """
-    Makes a line of each event that is severe enough, and has it written.
+    Makes an entry of each event that is severe enough, and has it written to all sinks.
 
-    @ivar writer: where the lines go.
+    An event with a true C{log_always} was asked for by a person: it is written whatever the level
+    and the rate.
+
+    @ivar whenLevelSet: told the level when it has been set.
     """
 
-    def __init__(self, settings: Settings, write: Callable[[bytes], object]) -> None:
+    whenLevelSet: Callable[[str], object] | None = None
+
+    def __init__(
+        self,
+        settings: Settings,
+        sinks: Iterable[Sink],
+        later: Callable[[float, Callable[[], None]], object] = lambda delay, call: None,
+    ) -> None:
         """
-        @param settings: the level and the format.
-        @param write: writes bytes, all of them. It may block, and it may raise L{OSError}.
+        @param settings: the level and the rate.
+        @param sinks: where the log goes.
+        @param later: calls a function after so many seconds: there is more to say about a flood
+            when it is over. It is called from any thread.
         """
-        self._format = _FORMATS[settings.logFormat]
         self.level = settings.logLevel
-        self.writer = LogWriter(write, self._lostLine)
+        self._limit = RateLimit(settings.logRate, self._reportRefused, later)
+        self._sinks = [
+            (sink.render, LogWriter(sink.write, _lossReport(sink), joins=sink.joins))
+            for sink in sinks
+        ]
 
     @property
     def level(self) -> str:
@@ -236,12 +162,36 @@ class DaemonLog:
     def level(self, name: str) -> None:
         self._level = canonicalLevel(name)
         self._rank = _RANKS[self._level]
+        if self.whenLevelSet is not None:
+            self.whenLevelSet(self._level)
+
+    @property
+    def rate(self) -> int:
+        """How many entries of a kind are logged per second, as C{--log-rate}; it can be set."""
+        return self._limit.rate
+
+    @rate.setter
+    def rate(self, rate: int) -> None:
+        self._limit.rate = rate
+
+    @property
+    def refused(self) -> int:
+        """How many entries were left out because there were too many of their kind."""
+        return self._limit.refused
+
+    @property
+    def lost(self) -> int:
+        """How many entries the sinks have not taken."""
+        return sum(writer.lost for _, writer in self._sinks)
 
     def __call__(self, event: LogEvent) -> None:
         """Log an event."""
         level = self._levelOf(event)
-        if _RANKS[level] < self._rank:
-            return
+        if not event.get("log_always"):
+            if _RANKS[level] < self._rank:
+                return
+            if not self._limit.admits(_kind(event)):
+                return
         try:
             entry = self._entry(event, level)
         except Exception as problem:
@@ -252,11 +202,27 @@ class DaemonLog:
                 f"a log event of {event.get('log_namespace')} cannot be shown",
                 {"error": type(problem).__name__},
             )
-        self.writer.put(self._line(entry))
+        self._put(entry)
+
+    def start(self) -> None:
+        """Begin to write. Call this once, after the process's last fork."""
+        for _, writer in self._sinks:
+            writer.start()
+
+    def flush(self, timeout: float) -> None:
+        """
+        Wait until all is written.
+
+        @param timeout: for how many seconds at most, for all sinks together.
+        """
+        self._limit.endPeriod()
+        deadline = time.monotonic() + timeout
+        for _, writer in self._sinks:
+            writer.flush(max(0.0, deadline - time.monotonic()))
 
     def flushAtExit(self) -> None:
         """Let the process end only when the log has been written, or after L{FLUSH_TIMEOUT}."""
-        atexit.register(self.writer.flush, FLUSH_TIMEOUT)
+        atexit.register(self.flush, FLUSH_TIMEOUT)
 
     def _levelOf(self, event: LogEvent) -> str:
         level = _LEVELS.get(event.get("log_level"), "info")
@@ -272,42 +238,61 @@ class DaemonLog:
         if event.get("token") is not None:
             event = {**event, "token": shortToken(str(event["token"]))}
         fields = _fields(event)
-        if self._format is not formatText and event.get("section") is None:
-            fields["section"] = _section(event)
+        details = {} if event.get("section") is not None else {"section": _section(event)}
         failure = _failureIn(event)
         if failure is not None:
-            whole = self._format is not formatText or self._level == "debug"
-            fields.update(_failureFields(failure, whole))
+            fields.update(_failureFields(failure))
+            everybody = fields if self._level == "debug" else details
+            everybody["traceback"] = failure.getTraceback()
         return Entry(
             event["log_time"],
             level,
-            _clean(_message(event)),
-            {name: _clean(value) for name, value in fields.items()},
+            clean(_message(event)),
+            {name: clean(value) for name, value in fields.items()},
+            {name: clean(value) for name, value in details.items()},
         )
 
-    def _lostLine(self, count: int) -> bytes:
-        return self._line(Entry(time.time(), "warn", f"{count} log entries are missing here"))
+    def _reportRefused(self, counts: Mapping[Hashable, int]) -> None:
+        for kind, count in counts.items():
+            of, vm = kind if isinstance(kind, tuple) else (None, None)
+            fields = {"event": "log-rate", "of": clean(of or "others"), "count": str(count)}
+            if vm is not None:
+                fields["vm"] = clean(vm)
+            text = f"{count} log entries left out: more than {self.rate} per second of one kind"
+            self._put(Entry(time.time(), "warn", text, fields))
 
-    def _line(self, entry: Entry) -> bytes:
-        return f"{self._format(entry)}\n".encode()
+    def _put(self, entry: Entry) -> None:
+        for render, writer in self._sinks:
+            writer.put(render(entry))
 
 
-def standardErrorWriter() -> Callable[[bytes], object]:
+def _kind(event: LogEvent) -> Hashable:
+    """What may be logged only so often: an event, of one VM."""
+    what, vm = event.get("event") or event.get("log_format"), event.get("vm")
+    return what if isinstance(what, str) else None, vm if isinstance(vm, str) else None
+
+
+def _lossReport(sink: Sink) -> Callable[[int], bytes]:
+    def report(count: int) -> bytes:
+        return sink.render(Entry(time.time(), "warn", f"{count} log entries are missing here"))
+
+    return report
+
+
+def beginLogging(settings: Settings, reactor: Any) -> DaemonLog:
     """
-    A function that writes to stderr, or nowhere if there was none when the process began: its
-    descriptor may be a socket by now.
-    """
-    return descriptorWriter(2) if sys.__stderr__ is not None else len
+    Log from now on, and until the end of the process.
 
-
-def beginLogging(settings: Settings) -> DaemonLog:
+    @param settings: where, what and how.
+    @param reactor: what will run.
     """
-    Log to stderr from now on, and until the end of the process.
-
-    @param settings: the level and the format.
-    """
-    log = DaemonLog(settings, standardErrorWriter())
-    log.writer.start()
+    log = DaemonLog(settings, sinksOf(settings), laterOn(reactor))
+    log.start()
     log.flushAtExit()
     globalLogBeginner.beginLoggingTo([log])
     return log
+
+
+def laterOn(reactor: Any) -> Callable[[float, Callable[[], None]], object]:
+    """A function like C{reactor.callLater}, for any thread."""
+    return lambda delay, call: reactor.callFromThread(reactor.callLater, delay, call)

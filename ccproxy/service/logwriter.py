@@ -52,6 +52,8 @@ class LogWriter:
 
     The thread is not started by the constructor: it would not survive the fork of a process that
     goes to the background.
+
+    @ivar lost: how many lines could not be written so far.
     """
 
     def __init__(
@@ -59,21 +61,26 @@ class LogWriter:
         write: Callable[[bytes], object],
         reportLost: Callable[[int], bytes],
         capacity: int = CAPACITY,
+        joins: bool = True,
     ) -> None:
         """
         @param write: writes all of the bytes given, or raises L{OSError}.
         @param reportLost: makes the line that says how many lines are missing.
         @param capacity: how many bytes may wait.
+        @param joins: whether lines may be written together.
         """
+        self.lost = 0
         self._write = write
         self._reportLost = reportLost
         self._capacity = capacity
+        self._atomic = _ATOMIC if joins else 0
         # Its lock can be taken again by the thread that holds it: a garbage collection in the
         # middle of put() may log, too.
         self._changed = threading.Condition(threading.RLock())
         # Each line with the number of log entries that are lost if it cannot be written.
         self._lines: deque[tuple[bytes, int]] = deque()
         self._size = 0
+        # Those of which no line has told yet.
         self._lost = 0
         self._writing = False
         self._thread: threading.Thread | None = None
@@ -92,7 +99,7 @@ class LogWriter:
         with self._changed:
             room = self._capacity // 2 if self._lost else self._capacity
             if self._size + len(line) > room:
-                self._lost += 1
+                self._lose(1)
                 return
             if self._lost:
                 self._appendReport()
@@ -112,6 +119,10 @@ class LogWriter:
             return True
         with self._changed:
             return self._changed.wait_for(lambda: not self._lines and not self._writing, timeout)
+
+    def _lose(self, entries: int) -> None:
+        self._lost += entries
+        self.lost += entries
 
     def _append(self, line: bytes, entries: int) -> None:
         self._lines.append((line, entries))
@@ -140,7 +151,7 @@ class LogWriter:
         with self._changed:
             self._writing = False
             if not written:
-                self._lost += entries
+                self._lose(entries)
             elif self._lost and not self._lines:
                 self._appendReport()
             self._changed.notify_all()
@@ -149,7 +160,7 @@ class LogWriter:
         """Take the first line, and those after it that can be written with it."""
         line, entries = self._lines.popleft()
         batch = bytearray(line)
-        while self._lines and len(batch) + len(self._lines[0][0]) <= _ATOMIC:
+        while self._lines and len(batch) + len(self._lines[0][0]) <= self._atomic:
             line, more = self._lines.popleft()
             batch += line
             entries += more

@@ -24,6 +24,7 @@ from .settings import (
     DIALECTS,
     LOG_FORMATS,
     LOG_LEVELS,
+    LOG_SINKS,
     BadSetting,
     Settings,
     optionName,
@@ -183,6 +184,20 @@ class Options(usage.Options):
             None,
             _DEFAULTS.logFormat,
             f"How a line of the log is written: {', '.join(LOG_FORMATS)}",
+        ],
+        [
+            "log-to",
+            None,
+            ",".join(_DEFAULTS.logTo),
+            f"Where the log goes: one or more of {', '.join(LOG_SINKS)}, with commas between them",
+        ],
+        [
+            "log-rate",
+            None,
+            _DEFAULTS.logRate,
+            "Log entries of a kind, such as those of clients of one VM, that are written per "
+            "second; others are counted. 0 is any number",
+            _named("log-rate", _asCount),
         ],
         [
             "ksm",

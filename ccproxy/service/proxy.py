@@ -23,6 +23,7 @@ from ..net.connecting import Connector
 from ..net.listening import UNIXListener
 from ..net.polling import Poller
 from ..net.protocols import ProxyFactory
+from .dumping import StateDump
 from .logging import DaemonLog
 from .pod import PodService
 from .settings import Settings
@@ -55,6 +56,7 @@ class RegistryService(Service):
             url=settings.url,
             log=Logger("ccproxy"),
             agentDialect=settings.agentDialect,
+            verbose=settings.logLevel == "debug",
         )
 
     async def drain(self) -> None:
@@ -121,6 +123,7 @@ class ProxyService(MultiService):
     @ivar registry: the service that holds all connections.
     @ivar systemd: what tells systemd of the daemon.
     @ivar daemonLog: the log, once there is one, or L{None} where it is not ours.
+    @ivar dump: writes all that the daemon knows to the log.
     """
 
     log = Logger()
@@ -135,6 +138,7 @@ class ProxyService(MultiService):
         self._settings = settings
         self._reactor = reactor
         self.registry = RegistryService(settings, reactor)
+        self.dump = StateDump(self.registry.registry, reactor)
         self._listening = ListeningService(settings, self.registry)
         self._embedded = MultiService()
         services: list[IService] = [self.registry, self._listening, self._embedded]
@@ -174,19 +178,36 @@ class ProxyService(MultiService):
             lambda: self.daemonLog,
         )
 
-    def startService(self) -> None:
-        """Serve."""
-        super().startService()
+    def useLog(self, log: DaemonLog | None) -> None:
+        """
+        Have the level of C{log} decide what is noted.
+
+        @param log: L{None} is a log that is not ours.
+        """
+        self.daemonLog = log
+        if log is not None:
+            log.whenLevelSet = self._levelSet
+
+    def _levelSet(self, level: str) -> None:
+        self.registry.registry.verbose = level == "debug"
+
+    def privilegedStartService(self) -> None:
+        """Say who begins here, and listen."""
         differing = self._settings.differences()
         self.log.info(
-            "ccproxy {version} on Python {python} and Twisted {twisted} listens on {path}",
-            event="started",
+            "ccproxy {version} on Python {python} and Twisted {twisted}",
+            event="starting",
             version=__version__,
             python=sys.version.split()[0],
             twisted=twistedVersion,
-            path=self.registry.registry.url,
             settings=" ".join(f"{name}={value}" for name, value in differing.items()) or None,
         )
+        super().privilegedStartService()
+
+    def startService(self) -> None:
+        """Serve."""
+        super().startService()
+        self.log.info("listening on {path}", event="started", path=self.registry.registry.url)
 
     def stopService(self) -> Deferred[None]:
         """

@@ -57,11 +57,14 @@ class Reload:
 
     def _use(self, wanted: Settings) -> None:
         before = self._settings
-        settings = attrs.evolve(before, limits=wanted.limits, logLevel=wanted.logLevel)
+        settings = attrs.evolve(
+            before, limits=wanted.limits, logLevel=wanted.logLevel, logRate=wanted.logRate
+        )
         self._settings = settings
         self._proxy.registry.registry.setLimits(settings.limits)
         if self._proxy.daemonLog is not None:
             self._proxy.daemonLog.level = settings.logLevel
+            self._proxy.daemonLog.rate = settings.logRate
         changed = settings.differences(before)
         self.log.info(
             "the configuration was read again",

@@ -19,7 +19,8 @@ from twisted.python.components import Componentized
 from twisted.python.logfile import LogFile
 
 from ..errors import CCProxyError
-from .logging import DaemonLog, standardErrorWriter
+from .logging import DaemonLog, laterOn
+from .logsinks import Write, sinksOf, standardErrorWriter
 from .logwriter import descriptorWriter
 
 if TYPE_CHECKING:
@@ -36,10 +37,12 @@ def raiseLimit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
 
-def handleSignals(reactor: Any, reload: Callable[[], object]) -> None:
+def handleSignals(
+    reactor: Any, reload: Callable[[], object], dump: Callable[[], object]
+) -> None:
     """
     Let SIGTERM and SIGINT end the daemon in order, with exit status 0, however often they come,
-    and SIGHUP make it read its configuration again.
+    SIGHUP make it read its configuration again, and SIGUSR1 write its state to the log.
 
     The signals are held back from now on, and handled once the reactor runs: it brings handlers of
     its own then, after which C{twistd} would die of the signal that stopped it. Threads must be
@@ -60,7 +63,15 @@ def handleSignals(reactor: Any, reload: Callable[[], object]) -> None:
     def onHangUp(number: int, frame: FrameType | None) -> None:
         reactor.callFromThread(reload)
 
-    handlers = {signal.SIGTERM: onSignal, signal.SIGINT: onSignal, signal.SIGHUP: onHangUp}
+    def onUser(number: int, frame: FrameType | None) -> None:
+        reactor.callFromThread(dump)
+
+    handlers = {
+        signal.SIGTERM: onSignal,
+        signal.SIGINT: onSignal,
+        signal.SIGHUP: onHangUp,
+        signal.SIGUSR1: onUser,
+    }
 
     def install() -> None:
         for number, handler in handlers.items():
@@ -106,6 +117,7 @@ class TwistdService(MultiService):
         twistd: MutableMapping[str, Any],
         reactor: Any,
         reload: Callable[[], object],
+        dump: Callable[[], object],
     ) -> None:
         """
         @param service: the daemon.
@@ -113,13 +125,15 @@ class TwistdService(MultiService):
         @param twistd: the options of C{twistd} itself.
         @param reactor: what C{twistd} runs.
         @param reload: called for SIGHUP.
+        @param dump: called for SIGUSR1.
         """
         super().__init__()
         service.setServiceParent(self)
         self._reactor = reactor
         self._reload = reload
+        self._dump = dump
         self._foreground = bool(twistd.get("nodaemon"))
-        self.daemonLog = _twistdLog(settings, twistd)
+        self.daemonLog = _twistdLog(settings, twistd, reactor)
         if self._foreground and twistd.get("pidfile") == os.path.abspath("twistd.pid"):
             # In the foreground a pid file serves nobody, and one that another daemon has left in
             # the same folder would stand in the way.
@@ -135,9 +149,9 @@ class TwistdService(MultiService):
     def privilegedStartService(self) -> None:
         """Start, after the last fork and before privileges are given up."""
         raiseLimit()
-        handleSignals(self._reactor, self._reload)
+        handleSignals(self._reactor, self._reload, self._dump)
         if self.daemonLog is not None:
-            self.daemonLog.writer.start()
+            self.daemonLog.start()
         with failingClearly(self._foreground):
             super().privilegedStartService()
 
@@ -147,14 +161,21 @@ class TwistdService(MultiService):
             super().startService()
 
 
-def _twistdLog(settings: Settings, twistd: MutableMapping[str, Any]) -> DaemonLog | None:
-    """The log, written to where C{twistd} was told, or L{None} if that is beyond us."""
-    if twistd.get("logger") or twistd.get("syslog"):
-        return None
+def _twistdLog(
+    settings: Settings, twistd: MutableMapping[str, Any], reactor: Any
+) -> DaemonLog | None:
+    """The log, with what C{twistd} was told for stderr, or L{None} if that is beyond us."""
     name, foreground = twistd.get("logfile"), twistd.get("nodaemon")
-    if name == "-":
+    if twistd.get("logger") or twistd.get("syslog") or (name == "-" and not foreground):
         # A daemon in the background has no stdout: twistd says so itself.
-        return DaemonLog(settings, descriptorWriter(1)) if foreground else None
-    if name or not foreground:
-        return DaemonLog(settings, LogFile.fromFullPath(name or "twistd.log").write)
-    return DaemonLog(settings, standardErrorWriter())
+        return None
+
+    def standardError() -> Write:
+        if name == "-":
+            return descriptorWriter(1)
+        if name or not foreground:
+            write: Write = LogFile.fromFullPath(name or "twistd.log").write
+            return write
+        return standardErrorWriter()
+
+    return DaemonLog(settings, sinksOf(settings, standardError), laterOn(reactor))

@@ -21,6 +21,8 @@ from ..wire.codes import Dialect
 KSM_MODES = ("off", "initial", "auto")
 
 LOG_FORMATS = ("text", "logfmt", "json")
+#: Where the log can go.
+LOG_SINKS = ("stderr", "syslog", "journal")
 
 #: Log levels from the most to the least talkative, under every name that is accepted.
 LOG_LEVELS = {
@@ -132,6 +134,24 @@ def _checkLogFormat(name: str) -> None:
         raise ValueError(f"unknown log format {name!r}: it is one of {', '.join(LOG_FORMATS)}")
 
 
+def _words(text: str | Iterable[str]) -> tuple[str, ...]:
+    """Names with commas between them, or each by itself."""
+    return tuple(text.split(",") if isinstance(text, str) else text)
+
+
+def _checkSinks(names: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in LOG_SINKS:
+            raise ValueError(f"unknown place {name!r}: it is one of {', '.join(LOG_SINKS)}")
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is given twice")
+
+
+def _checkLogRate(rate: int) -> None:
+    if type(rate) is not int or rate < 0:
+        raise ValueError(f"{rate!r} is no number of log entries")
+
+
 def _checkKSM(mode: str) -> None:
     if mode not in KSM_MODES:
         raise ValueError(f"unknown mode {mode!r}: it is one of {', '.join(KSM_MODES)}")
@@ -183,6 +203,8 @@ class Settings:
     @ivar limits: bounds and deadlines.
     @ivar logLevel: the least severe level that is logged, a value of L{LOG_LEVELS}.
     @ivar logFormat: one of L{LOG_FORMATS}.
+    @ivar logTo: where the log goes, of L{LOG_SINKS}.
+    @ivar logRate: how many entries of a kind are logged per second; 0 is any number.
     @ivar embeddedVMs: names of the VMs that the daemon itself plays.
     @ivar embeddedDialect: how their agents speak.
     @ivar vmSocketDirs: if not empty, the folders that hold all sockets of VMs.
@@ -201,6 +223,10 @@ class Settings:
     limits: Limits = attrs.field(factory=Limits, validator=_checked(_checkLimits))
     logLevel: str = attrs.field(default="info", converter=_level)
     logFormat: str = attrs.field(default="text", validator=_checked(_checkLogFormat))
+    logTo: tuple[str, ...] = attrs.field(
+        default=("stderr",), converter=_words, validator=_checked(_checkSinks)
+    )
+    logRate: int = attrs.field(default=1000, validator=_checked(_checkLogRate))
     embeddedVMs: tuple[str, ...] = attrs.field(
         default=(), converter=_strings, validator=_checked(_checkVMNames)
     )

@@ -19,7 +19,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from ..core.session import shortToken
+from ..service.logformats import FORMATS, asLine
 from ..service.logging import FIELDS, LONGEST_VALUE, DaemonLog
+from ..service.logsinks import Sink
 from ..service.logwriter import LogWriter, descriptorWriter
 from ..service.settings import LOG_FORMATS, Settings
 
@@ -38,12 +40,13 @@ class Logged:
     def __init__(self, logFormat: str = "text", level: str = "debug") -> None:
         self.output: list[bytes] = []
         settings = Settings(logFormat=logFormat, logLevel=level)
-        self.log = DaemonLog(settings, self.output.append)
+        sink = Sink(asLine(FORMATS[logFormat]), self.output.append)
+        self.log = DaemonLog(settings, [sink])
         self.logger = Logger("ccproxy.net.client", observer=self.log)
 
     def lines(self) -> list[str]:
         """What was written since the last call."""
-        self.log.writer.flush(0)
+        self.log.flush(0)
         text = b"".join(self.output).decode("utf-8")
         self.output.clear()
         if text and not text.endswith("\n"):

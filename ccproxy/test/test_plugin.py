@@ -72,7 +72,7 @@ class SignalTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Restore the handlers of this process afterwards, and its mask."""
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
         for number in numbers:
             self.addCleanup(signal.signal, number, signal.getsignal(number))
         self.addCleanup(signal.pthread_sigmask, signal.SIG_UNBLOCK, numbers)
@@ -81,7 +81,10 @@ class SignalTests(SynchronousTestCase):
         observer: Any = self.events.append
         self.patch(running, "_log", Logger("test", observer=observer))
         self.reloads: list[bool] = []
-        handleSignals(self.reactor, lambda: self.reloads.append(True))
+        self.dumps: list[bool] = []
+        handleSignals(
+            self.reactor, lambda: self.reloads.append(True), lambda: self.dumps.append(True)
+        )
 
     def run_(self) -> None:
         """Let the reactor run, after it has put its own handler in place."""
@@ -114,6 +117,14 @@ class SignalTests(SynchronousTestCase):
         self.assertEqual(self.reactor.stops, 0)
         self.assertEqual(self.reloads, [True])
 
+    def test_user(self) -> None:
+        """SIGUSR1 makes it log its state, on the next turn of the reactor."""
+        self.run_()
+        signal.raise_signal(signal.SIGUSR1)
+        self.assertEqual(self.dumps, [])
+        self.reactor.turn()
+        self.assertEqual((self.reactor.stops, self.dumps), (0, [True]))
+
     def test_early(self) -> None:
         """A signal that comes before the reactor runs is handled when it does."""
         signal.raise_signal(signal.SIGTERM)
@@ -134,7 +145,7 @@ class StartTests(SynchronousTestCase):
         self.events: list[Any] = []
         observer: Any = self.events.append
         self.patch(running, "_log", Logger("test", observer=observer))
-        self.patch(running, "handleSignals", lambda reactor, reload: None)
+        self.patch(running, "handleSignals", lambda *arguments: None)
         self.patch(DaemonLog, "flushAtExit", lambda self: None)
 
     def test_failing(self) -> None:
@@ -154,7 +165,7 @@ class StartTests(SynchronousTestCase):
     def service(self, **twistd: Any) -> tuple[Any, dict[str, Any]]:
         """An application with our service, and the options of C{twistd} afterwards."""
         application = Application("ccproxy")
-        service = TwistdService(MultiService(), Settings(), twistd, FakeReactor(), int)
+        service = TwistdService(MultiService(), Settings(), twistd, FakeReactor(), int, int)
         service.setServiceParent(application)
         return application, twistd
 
@@ -178,7 +189,7 @@ class StartTests(SynchronousTestCase):
         application, _ = self.service(logfile=path)
         log = application.getComponent(ILogObserver)
         Logger("ccproxy", observer=log).info("hello")
-        log.writer.flush(0)
+        log.flush(0)
         with open(path) as file:
             self.assertIn("info  hello\n", file.read())
 
@@ -193,7 +204,7 @@ class StartTests(SynchronousTestCase):
         """The daemon is started, with and without an application around it."""
         for twistd in ({"nodaemon": True}, {"syslog": True}):
             daemon = Service()
-            service = TwistdService(daemon, Settings(), twistd, FakeReactor(), int)
+            service = TwistdService(daemon, Settings(), twistd, FakeReactor(), int, int)
             service.setServiceParent(MultiService())
             service.privilegedStartService()
             service.startService()

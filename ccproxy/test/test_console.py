@@ -1,0 +1,135 @@
+"""
+Tests for L{ccproxy.core.console} and L{ccproxy.net.console}.
+"""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from ..core.console import ConsoleRing
+from ..net.buffered import IBufferedProtocol
+from ..net.console import LONGEST_LINE, Console
+from ..net.ordinary import attach
+from .memory import World
+from .sockets import SocketCase
+
+
+class RingTests(SynchronousTestCase):
+    """Tests for L{ConsoleRing}."""
+
+    @given(st.lists(st.binary(max_size=40)), st.integers(1, 50), st.integers(0, 300))
+    def test_keepsTheLast(self, pieces: list[bytes], limit: int, position: int) -> None:
+        """The last bytes are kept, never more than the limit, each at its position."""
+        ring, said = ConsoleRing(limit), b""
+        for piece in pieces:
+            ring.add(memoryview(piece))
+            said += piece
+            self.assertEqual(ring.since(0), said[-limit:])
+            self.assertEqual((ring.start, ring.end), (max(0, len(said) - limit), len(said)))
+            self.assertEqual(ring.since(position), said[max(ring.start, position) :])
+
+    def test_followers(self) -> None:
+        """Each is told of what comes and of the end, until it has heard enough."""
+        ring = ConsoleRing(4)
+        told: list[tuple[str, bytes, bool]] = []
+        stop = ring.follow(lambda: told.append(("a", ring.since(0), ring.closed)))
+        ring.add(memoryview(b"one"))
+        ring.follow(lambda: told.append(("b", b"", ring.closed)))
+        ring.follow(stop)
+        ring.add(memoryview(b"two"))
+        ring.close()
+        self.assertEqual(
+            told, [("a", b"one", False), ("a", b"etwo", False), ("b", b"", False), ("b", b"", True)]
+        )
+
+
+class ConsoleTests(SocketCase):
+    """Tests for L{Console}."""
+
+    def setUp(self) -> None:
+        """A VM, and its console's two ends."""
+        super().setUp()
+        self.world = World(consoleBuffer=10_000)
+        self.world.register()
+        self.vm = self.world.registry.vms["vm"]
+        self.lost: list[None] = []
+        ours, self.guest = self.pair()
+        self.console = Console(self.vm, lambda: self.lost.append(None))
+        verifyObject(IBufferedProtocol, self.console)
+        attach(self.poller, ours, "console", self.console)
+
+    def say(self, *pieces: bytes) -> None:
+        """Let the guest write."""
+        for piece in pieces:
+            self.guest.sendall(piece)
+            self.turn(3)
+
+    def lines(self) -> list[str]:
+        """What was logged."""
+        return [str(entry["text"]) for entry in self.world.logged("console")]
+
+    def test_ring(self) -> None:
+        """What it says is kept, whether it is logged or not."""
+        self.world.registry.verbose = False
+        self.say(b"one\ntw", b"o\n")
+        self.assertEqual(self.vm.console.since(0), b"one\ntwo\n")
+        self.assertEqual(self.lines(), [])
+        self.assertEqual(self.lost, [])
+
+    @given(st.text("ab\n", max_size=30), st.lists(st.integers(0, 30), max_size=4))
+    def test_lines(self, said: str, cuts: list[int]) -> None:
+        """Each line is logged once, however it came."""
+        self.world.events.clear()
+        data, places = said.encode() + b"\n", sorted(cuts)
+        for start, stop in zip([0, *places], [*places, len(data)], strict=True):
+            if data[start:stop]:
+                self.console.bufferReceived(memoryview(data[start:stop]))
+        self.assertEqual(self.lines(), (said + "\n").split("\n")[:-1])
+
+    def test_longLine(self) -> None:
+        """A long line comes in pieces, at once, and little of it waits for its end."""
+        for nth in range(10):
+            self.say(bytes([ord("a") + nth]) * 5000)
+            self.assertLess(len(self.console._line), LONGEST_LINE)
+        self.say(b"\r\nnext\r\n")
+        *pieces, last = self.lines()
+        self.assertEqual(last, "next")
+        self.assertEqual(len("".join(pieces)), 50_000)
+        self.assertLessEqual(max(map(len, pieces)), LONGEST_LINE)
+        self.assertEqual(len(self.vm.console.since(0)), 10_000)
+
+    def test_levelChanges(self) -> None:
+        """A line that began unheard is logged from where the log listens again."""
+        self.say(b"heard ")
+        self.world.registry.verbose = False
+        self.say(b"unheard")
+        self.world.registry.verbose = True
+        self.say(b" again\n")
+        self.assertEqual(self.lines(), [" again"])
+
+    def test_end(self) -> None:
+        """At its end the rest of a line is logged, and somebody is told."""
+        self.say(b"panic")
+        self.guest.close()
+        self.turn(3)
+        self.assertEqual(self.lines(), ["panic"])
+        self.assertEqual(len(self.lost), 1)
+
+    def test_lastWords(self) -> None:
+        """What a guest said right before its VM ended is not lost: it tells why."""
+        self.guest.sendall(b"Kernel panic - not syncing\n")
+        self.console.close()
+        self.turn(3)
+        self.assertEqual(self.lines(), ["Kernel panic - not syncing"])
+        self.assertIn(b"panic", self.vm.console.since(0))
+        self.assertEqual(self.lost, [])
+
+    def test_closed(self) -> None:
+        """With the VM's channels its console ends, and followers learn it."""
+        told: list[bool] = []
+        self.vm.console.follow(lambda: told.append(self.vm.console.closed))
+        self.world.registry.shutDown()
+        self.assertEqual(told, [True])
