@@ -17,6 +17,9 @@ class Wait(Protocol):
     def active(self) -> bool:
         """Whether it is still to be called."""
 
+    def getTime(self) -> float:
+        """When, in seconds of the clock."""
+
 
 class Clock(Protocol):
     """The part of C{IReactorTime} that the core uses."""

@@ -65,9 +65,10 @@ class Flow:
 
     @ivar blocker: the full session that the channel waits for.
     @ivar since: since when it does, in seconds of the clock.
+    @ivar blocked: for how many seconds it has waited so far; a pause that still lasts is not in it.
     """
 
-    __slots__ = ("_due", "_readSince", "_shim", "_vm", "_wait", "blocker", "since")
+    __slots__ = ("_due", "_readSince", "_shim", "_vm", "_wait", "blocked", "blocker", "since")
 
     def __init__(self, vm: VM) -> None:
         self._vm = vm
@@ -76,6 +77,7 @@ class Flow:
         self._shim: Client | None = None
         self.blocker: Session | None = None
         self.since = 0.0
+        self.blocked = 0.0
         self._readSince = 0.0
 
     @property
@@ -116,15 +118,19 @@ class Flow:
         self._wait = None
         if self.blocker is None:
             return
+        now = vm.registry.clock.seconds()
+        seconds = now - self.since
+        self.blocked += seconds
+        vm.registry.tally.blocked += seconds
         vm.log.debug(
             "output flows again after {seconds:.1f} s",
             event="backpressure-off",
             session=self.blocker.name,
-            seconds=vm.registry.clock.seconds() - self.since,
+            seconds=seconds,
             **vm.fields,
         )
         self.blocker = None
-        self._readSince = vm.registry.clock.seconds()
+        self._readSince = now
         if vm.io is not None:
             vm.io.resumeReading()
 

@@ -48,10 +48,15 @@ class HeldSignals:
     def __iter__(self) -> Iterator[HeldSignal]:
         return iter(self._held)
 
-    def add(self, slot: Slot, signal: Signal) -> None:
-        """Hold a signal until the process is started."""
+    def add(self, slot: Slot, signal: Signal, within: float | None = None) -> None:
+        """
+        Hold a signal until the process is started.
+
+        @param within: for how many seconds; by default as long as the limits say.
+        """
         registry = self._session.vm.registry
-        wait = registry.later(registry.limits.processTimeout, self._overdue, slot)
+        delay = registry.limits.processTimeout if within is None else within
+        wait = registry.later(delay, self._overdue, slot)
         self._held.append(HeldSignal(slot, signal, wait, registry.clock.seconds()))
 
     def release(self) -> None:

@@ -42,10 +42,7 @@ class Starts:
             session.start = start
             if session.shim is None:
                 start.arrived = self._vm.registry.clock.seconds()
-                start.slot.client.parked.add(start)
-                self._parked[start] = self._vm.registry.later(
-                    self._vm.registry.limits.shimTimeout, self._shimOverdue, start
-                )
+                self.park(start, self._vm.registry.limits.shimTimeout)
                 return
         try:
             self._vm.commands.add(start)
@@ -53,6 +50,15 @@ class Starts:
             if session is not None:
                 session.start = None
             raise
+
+    def park(self, start: StartCommand, within: float) -> None:
+        """
+        Let a start wait for its shim.
+
+        @param within: for how many seconds.
+        """
+        start.slot.client.parked.add(start)
+        self._parked[start] = self._vm.registry.later(within, self._shimOverdue, start)
 
     def failAll(self, error: RequestError) -> None:
         """Every start that was not sent fails, and whatever waits for one."""

@@ -90,7 +90,7 @@ class VM:
         self._controlOut: Outlet | None = None
         self._readyMayCome = True
         self._notify = False
-        self._waits: list[Wait] = []
+        self._waits: dict[str, tuple[Wait, tuple[object, ...]]] = {}
 
     @property
     def log(self) -> Logger:
@@ -111,11 +111,11 @@ class VM:
         self.state = advance(VM_TABLE, self.state, input)
 
     def _later(self, delay: float, action: Callable[..., object], *args: object) -> None:
-        self._waits = [wait for wait in self._waits if wait.active()]
-        self._waits.append(self.registry.later(delay, action, *args))
+        # Each is waited for once at a time. The name is what is written down of it.
+        self._waits[action.__name__] = (self.registry.later(delay, action, *args), args)
 
     def _cancelWaits(self) -> None:
-        for wait in self._waits:
+        for wait, _ in self._waits.values():
             cancel(wait)
         self._waits.clear()
 

@@ -17,7 +17,10 @@ from ccproxy.core.channels import ControlSink, IOSink
 from ccproxy.core.client import Client
 from ccproxy.core.limits import Limits
 from ccproxy.core.registry import Registry
+from ccproxy.core.resuming import resume
+from ccproxy.core.snapshot import decodeSnapshot, encodeSnapshot, seal, unseal
 from ccproxy.core.vm import VM
+from ccproxy.core.writing import write
 from ccproxy.interfaces import IConnection, IConnector, IStreamSink
 from ccproxy.wire.codes import Command, ControlCode, Dialect, FrameType, Stream
 from ccproxy.wire.decoder import Buffer
@@ -121,6 +124,11 @@ class MemoryConnection:
         if self._ended and not self.paused and not self.closed and not self.endSeen:
             self.endSeen = True
             self.sink.ended()
+
+    def taken(self, sink: IStreamSink) -> None:
+        """Another process has it now, and begins to read."""
+        self.sink = sink
+        self.paused = self.drainWanted = False
 
     def take(self) -> bytes:
         """What was written since the last time."""
@@ -309,6 +317,39 @@ class World:
         frame = runtime.frame()
         assert not frame.error, frame
         return shim
+
+    def restart(self) -> dict[int, IStreamSink]:
+        """
+        Write everything down and go on with it in a new registry, as the next process does.
+
+        @return: the new sinks of the connections, by the ids of these.
+        """
+        old, connections = self.registry, dict[int, IConnection]()
+
+        def keyOf(connection: IConnection) -> int:
+            connections[id(connection)] = connection
+            return id(connection)
+
+        body = unseal(seal(encodeSnapshot(write(old, keyOf))))
+        for call in list(self.clock.getDelayedCalls()):
+            call.cancel()
+        self.connector.wanted.clear()
+        self.registry = Registry(
+            connector=self.connector,
+            clock=self.clock,
+            limits=old.limits,
+            log=old.log,
+            agentDialect=old.agentDialect,
+            wallClock=old.wallClock,
+            makeToken=old.makeToken,
+        )
+        resumed = resume(self.registry, decodeSnapshot(body), connections)
+        for key, sink in resumed.sinks.items():
+            connection = connections[key]
+            assert isinstance(connection, MemoryConnection)
+            connection.taken(sink)
+        resumed.begin()
+        return dict(resumed.sinks)
 
     def logged(self, event: str) -> list[dict[str, Any]]:
         """The log entries of that event."""

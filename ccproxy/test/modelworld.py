@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ccproxy.core.client import Client
 from ccproxy.wire.codes import Dialect
 
 from .memory import World
@@ -68,6 +69,22 @@ class Model:
         peer = Peer(self)
         self.peers.append(peer)
         return peer
+
+    def restart(self) -> None:
+        """Another process goes on: nobody must notice."""
+        sinks = self.world.restart()
+        for peer in self.peers:
+            if not peer.closed:
+                client = sinks[id(peer.line)]
+                assert isinstance(client, Client)
+                peer.core = client
+        registry = self.world.registry
+        sessions = registry.tokens.values()
+        vms = [*registry.vms.values(), *registry.leaving, *(session.vm for session in sessions)]
+        bySerial = {vm.serial: vm for vm in vms}
+        for guest in self.guests:
+            guest.vm = bySerial.get(guest.vm.serial, guest.vm)
+        self.world.connector.wanted.clear()
 
     # -- turns
 

@@ -659,6 +659,14 @@ class CoreMachine(RuleBasedStateMachine):
                 guest.account()
         self._end()
 
+    # -- restarts
+
+    @rule()
+    def restarts(self) -> None:
+        """Another process takes everything up, and goes on."""
+        self.model.restart()
+        self._end()
+
     # -- time
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.0, 3.0, 5.0, 16.0, 31.0, 61.0]))

@@ -1,0 +1,344 @@
+"""
+Going on with a state that another process has written: the opposite of L{ccproxy.core.writing}.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import attrs
+from zope.interface import implementer
+
+from ..errors import VMGone
+from ..interfaces import IConnection, IStreamSink
+from ..wire.decoder import Buffer
+from .channels import ControlSink, IOSink
+from .client import Client, Slot
+from .commands import (
+    ControlCommand,
+    HyperCommand,
+    PingCommand,
+    SignalCommand,
+    StartCommand,
+    VersionCommand,
+)
+from .outlet import Outlet
+from .registry import Registry
+from .relocation import StartData
+from .session import Session
+from .snapshot import (
+    BadSnapshot,
+    ClientForm,
+    CommandForm,
+    FlowForm,
+    Key,
+    OutletForm,
+    SessionForm,
+    SlotForm,
+    Snapshot,
+    StartForm,
+    VMForm,
+)
+from .states import ClientState, VMState
+from .traffic import Traffic
+from .vm import VM
+
+#: The waits of a VM that can be taken up.
+_VM_WAITS = ("_neverReady", "_askPing", "_lastWords", "_forgotten")
+
+
+@implementer(IConnection)
+class NoConnection:
+    """What a client or a channel has whose connection is no longer there."""
+
+    peer = "gone"
+
+    def send(self, data: Sequence[Buffer]) -> int:
+        """See L{IConnection.send}."""
+        return 0
+
+    def unsent(self) -> int:
+        """See L{IConnection.unsent}."""
+        return 0
+
+    def notifyDrained(self) -> None:
+        """See L{IConnection.notifyDrained}."""
+
+    def pauseReading(self) -> None:
+        """See L{IConnection.pauseReading}."""
+
+    def resumeReading(self) -> None:
+        """See L{IConnection.resumeReading}."""
+
+    def hungUp(self) -> bool:
+        """See L{IConnection.hungUp}."""
+        return True
+
+    def readNow(self) -> None:
+        """See L{IConnection.readNow}."""
+
+    def close(self) -> None:
+        """See L{IConnection.close}."""
+
+
+@attrs.frozen
+class Resumed:
+    """
+    A state that was taken up.
+
+    @ivar registry: all that is known.
+    @ivar sinks: who takes what comes on each connection.
+    """
+
+    registry: Registry
+    sinks: Mapping[Key, IStreamSink]
+    _lost: Sequence[IStreamSink]
+
+    def begin(self) -> None:
+        """
+        Go on, once each connection has its sink and is read.
+
+        What the connections have taken meanwhile is sent, and those whose connection is no longer
+        there learn that it has ended.
+        """
+        registry = self.registry
+        clients = list(registry.clients)
+        vms = [*registry.vms.values(), *registry.leaving]
+        for vm in vms:
+            if vm.flow.blocker is not None and vm.io is not None:
+                vm.io.pauseReading()
+            vm.controlWritable()
+            vm.commands._arm()
+            vm.stdin.pump()
+        for client in clients:
+            if client._paused:
+                client._connection.pauseReading()
+        for client in clients:
+            client.flush()
+            client.wake()
+        for vm in vms:
+            if vm.flow.blocker is not None:
+                vm.flow.recheck(vm.flow.blocker)
+            if vm.state is VMState.CONNECTING:
+                registry.connector.connect(vm)
+        for sink in self._lost:
+            sink.ended()
+        registry.flush()
+
+
+def resume(
+    registry: Registry, snapshot: Snapshot, connections: Mapping[Key, IConnection]
+) -> Resumed:
+    """
+    Take a state up. L{Resumed.begin} must follow; nothing is sent and nobody is called before.
+
+    @param registry: a new one, in which everything is put.
+    @param connections: by their keys. Whose is missing has lost it.
+    @raise BadSnapshot: the state contradicts itself. The registry is of no use then.
+    """
+    try:
+        return _Reader(registry, snapshot, connections).read()
+    except LookupError as error:
+        raise BadSnapshot(f"the state names what is not in it: {error!r}") from error
+
+
+class _Reader:
+    def __init__(
+        self, registry: Registry, snapshot: Snapshot, connections: Mapping[Key, IConnection]
+    ) -> None:
+        self._registry = registry
+        self._snapshot = snapshot
+        self._connections = connections
+        self._now = registry.clock.seconds()
+        self._sinks: dict[Key, IStreamSink] = {}
+        self._lost: list[IStreamSink] = []
+
+    def read(self) -> Resumed:
+        registry, snapshot = self._registry, self._snapshot
+        registry._serial = snapshot.serial
+        registry.clientCount = snapshot.clientCount
+        registry.ignoredFrames = snapshot.ignoredFrames
+        registry.draining = snapshot.draining
+        # First all things, bare, each of those that its maker asks for; then what they remember.
+        self._clients = [self._client(form) for form in snapshot.clients]
+        self._vms = [VM(registry, form.request, form.serial, None) for form in snapshot.vms]
+        self._sessions = [
+            Session(self._vms[form.vm], form.stdio, self._now - form.created, form.token)
+            for form in snapshot.sessions
+        ]
+        self._slots = [self._slot(form) for form in snapshot.slots]
+        self._commands = [self._command(form) for form in snapshot.commands]
+        for client, clientForm in zip(self._clients, snapshot.clients, strict=True):
+            self._fillClient(client, clientForm)
+        for vm, vmForm in zip(self._vms, snapshot.vms, strict=True):
+            self._fillVM(vm, vmForm)
+        for session, sessionForm in zip(self._sessions, snapshot.sessions, strict=True):
+            self._fillSession(session, sessionForm)
+        registry.vms.update((name, self._vms[place]) for name, place in snapshot.known.items())
+        registry.leaving.update(self._vms[place] for place in snapshot.leaving)
+        registry.tokens.update(
+            (token, self._sessions[place]) for token, place in snapshot.tokens.items()
+        )
+        return Resumed(registry, self._sinks, self._lost)
+
+    def _connect(self, key: Key, sink: IStreamSink) -> None:
+        if key in self._connections:
+            self._sinks[key] = sink
+        else:
+            self._lost.append(sink)
+
+    def _client(self, form: ClientForm) -> Client:
+        connection: IConnection = NoConnection()
+        if form.connection is not None:
+            connection = self._connections.get(form.connection, connection)
+        client = Client(self._registry, connection, form.name, False)
+        client.state = form.state
+        if form.connection is not None:
+            self._connect(form.connection, client)
+            self._registry.clients.add(client)
+        else:
+            client.state = ClientState.CLOSED
+        return client
+
+    def _fillClient(self, client: Client, form: ClientForm) -> None:
+        if form.vm is not None:
+            client.vm = self._vms[form.vm]
+        if form.session is not None:
+            client.session = self._sessions[form.session]
+        client.wasShim = form.wasShim
+        if form.registering is not None:
+            client.registering = self._vms[form.registering]
+        client.slots.extend(self._slots[place] for place in form.slots)
+        self._fillOutlet(client.outlet, form.outlet)
+        client._excess, client._paused = form.excess, form.paused
+        client._ignored.update(form.ignored)
+        if form.closeIn is not None:
+            client._wait = self._registry.later(form.closeIn, client.close)
+
+    def _slot(self, form: SlotForm) -> Slot:
+        slot = Slot(self._clients[form.client], form.opcode, form.reply)
+        slot.began = self._now - form.began
+        return slot
+
+    def _fillOutlet(self, outlet: Outlet, form: OutletForm) -> None:
+        outlet._blocks.extend(form.blocks)
+        outlet._offset = form.offset
+        outlet._gone = form.gone
+        outlet.size = sum(len(block) for block, _ in form.blocks) - form.offset
+        outlet.kept = sum(len(block) for block, kept in form.blocks if kept)
+        self._registry.budget.used += outlet.kept
+
+    def _command(self, form: CommandForm) -> ControlCommand:
+        vm = self._vms[form.vm]
+        slot = None if form.slot is None else self._slots[form.slot]
+        session = None if form.session is None else self._sessions[form.session]
+        command: ControlCommand
+        if form.kind == "ping":
+            command = PingCommand(vm)
+        elif form.kind == "version":
+            command = VersionCommand(vm)
+        elif slot is None:
+            raise BadSnapshot(f"a {form.kind} that nobody waits for")
+        elif form.kind == "hyper":
+            command = HyperCommand(form.name, slot, vm, form.body)
+        elif form.kind == "start" and form.start is not None:
+            command = StartCommand(form.name, slot, vm, session, _startData(form.start))
+        elif form.kind == "signal" and form.signal is not None and session is not None:
+            command = SignalCommand(slot, session, form.signal)
+        else:
+            raise BadSnapshot(f"a {form.kind} that lacks something")
+        command.arrived, command.sent = self._now - form.arrived, self._now - form.sent
+        command.sentAt, command.expired = form.sentAt, form.expired
+        return command
+
+    def _start(self, place: int) -> StartCommand:
+        command = self._commands[place]
+        if not isinstance(command, StartCommand):
+            raise BadSnapshot(f"{command.name} is no start")
+        return command
+
+    def _fillSession(self, session: Session, form: SessionForm) -> None:
+        registry, processes = self._registry, session.vm.processes
+        session.state = form.state
+        session.start = None if form.start is None else self._start(form.start)
+        session.kind, session.container = form.kind, form.container
+        session.process, session.terminal = form.process, form.terminal
+        session.status, session.killed = form.status, form.killed
+        session._claimed, session._acked = form.claimed, form.acked
+        session._sawEnd, session._exitQueued = form.sawEnd, form.exitQueued
+        session._closeAfter = form.closeAfter
+        output, stdin = session.output, session.stdin
+        if form.shim is not None:
+            output.shim = self._clients[form.shim]
+        output.pending = deque(form.pending)
+        output.pendingSize = sum(map(len, form.pending))
+        output.dropping, output.dropped = form.dropping, form.dropped
+        stdin._pieces.extend(form.pieces)
+        stdin._offset, stdin.ended = form.offset, form.stdinEnded
+        stdin.size = sum(map(len, form.pieces)) - form.offset
+        registry.budget.used += output.pendingSize + stdin.size
+        for held in form.held:
+            session.held.add(self._slots[held.slot], held.signal, held.failIn)
+        if form.numbered:
+            processes.numbers[session.stdio] = processes.numbers[session.stderr] = session
+        if form.named:
+            processes._named[session.container, session.process] = session
+        if form.exitIn is not None:
+            session._exitWait = registry.later(form.exitIn, session._outputOverdue)
+        if form.endIn is not None:
+            session._endWait = registry.later(form.endIn, session._giveUp)
+
+    def _fillVM(self, vm: VM, form: VMForm) -> None:
+        vm.state, vm.dialect = form.state, form.dialect
+        vm.created, vm.lostAt = self._now - form.created, self._now - form.lost
+        vm.resync = form.resync
+        vm._slot = None if form.slot is None else self._slots[form.slot]
+        vm._readyMayCome, vm._notify = form.readyMayCome, form.notify
+        if form.control is not None:
+            vm.control = self._connections.get(form.control, NoConnection())
+            vm._controlOut = Outlet(vm.control, self._registry.budget)
+            self._fillOutlet(vm._controlOut, form.controlOut)
+            self._connect(form.control, ControlSink(vm))
+        if form.io is not None:
+            vm.io = self._connections.get(form.io, NoConnection())
+            self._connect(form.io, IOSink(vm))
+        for name, (left, text) in form.waits.items():
+            if name in _VM_WAITS:
+                vm._later(left, getattr(vm, name), *([VMGone(text)] if text else ()))
+        vm.clients.update(self._clients[place] for place in form.clients)
+        processes, commands = vm.processes, vm.commands
+        processes.sessions.update(self._sessions[place] for place in form.sessions)
+        processes._nextStdio, processes._nullFree = form.nextStdio, form.nullFree
+        commands.waiting.extend(self._commands[place] for place in form.waiting)
+        if form.inFlight is not None:
+            commands.inFlight = self._commands[form.inFlight]
+        if form.reported is not None:
+            commands._reported = self._commands[form.reported]
+        commands._asked = form.asked
+        for place, left in form.parked:
+            vm.starts.park(self._start(place), left)
+        for place in form.turns:
+            self._sessions[place].stdin.scheduled = True
+            vm.stdin.turns.append(self._sessions[place])
+        vm.stdin._rest = form.rest
+        # Whether what was written has been read must be asked: that is always right.
+        vm.stdin._mustDrain = True
+        self._fillFlow(vm, form.flow)
+        vm.traffic = Traffic(**form.traffic)
+
+    def _fillFlow(self, vm: VM, form: FlowForm) -> None:
+        flow = vm.flow
+        flow.since, flow._readSince = self._now - form.since, self._now - form.readSince
+        flow.blocked = form.blocked
+        if form.shim is not None:
+            flow._shim = self._clients[form.shim]
+        if form.blocker is not None:
+            flow.blocker = self._sessions[form.blocker]
+            if form.due is not None:
+                due = flow._warn if form.due == "warn" else flow._drop
+                flow._after(form.dueIn, due, flow.blocker)
+
+
+def _startData(form: StartForm) -> StartData:
+    return StartData(**attrs.asdict(form))

@@ -1,0 +1,310 @@
+"""
+Writing the whole state down: L{write} makes a L{Snapshot} of a L{Registry}.
+
+This and L{ccproxy.core.resuming} are the two places that look into all other objects of the core,
+since all that these remember has to go through here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import attrs
+
+from ..errors import LocalProtocolError
+from ..interfaces import IConnection
+from .client import Client, Slot
+from .clock import Wait
+from .commands import (
+    ControlCommand,
+    HyperCommand,
+    PingCommand,
+    SignalCommand,
+    SlotCommand,
+    StartCommand,
+    VersionCommand,
+)
+from .flow import Flow
+from .outlet import Outlet
+from .registry import Registry
+from .relocation import StartData
+from .session import Session
+from .snapshot import (
+    ClientForm,
+    CommandForm,
+    FlowForm,
+    HeldForm,
+    Key,
+    OutletForm,
+    Place,
+    SessionForm,
+    SlotForm,
+    Snapshot,
+    StartForm,
+    VMForm,
+)
+from .states import ClientState
+from .vm import VM
+
+T = TypeVar("T")
+F = TypeVar("F")
+
+#: What the kinds of commands are called.
+KINDS: dict[type[ControlCommand], Any] = {
+    HyperCommand: "hyper",
+    StartCommand: "start",
+    SignalCommand: "signal",
+    PingCommand: "ping",
+    VersionCommand: "version",
+}
+
+
+def write(registry: Registry, keyOf: Callable[[IConnection], Key]) -> Snapshot:
+    """
+    Write everything down, between two turns. Nothing is changed by it.
+
+    @param keyOf: names a connection.
+    """
+    return _Writer(registry, keyOf).write()
+
+
+class _Table(Generic[T, F]):
+    """
+    All things of one kind that were met, in the order in which they were.
+
+    @ivar forms: what was written of them.
+    """
+
+    def __init__(self, form: Callable[[T], F]) -> None:
+        self.forms: list[F] = []
+        self._form = form
+        self._things: list[T] = []
+        self._places: dict[int, Place] = {}
+
+    def place(self, thing: T) -> Place:
+        """Where a thing is."""
+        place = self._places.setdefault(id(thing), len(self._things))
+        if place == len(self._things):
+            self._things.append(thing)
+        return place
+
+    def maybe(self, thing: T | None) -> Place | None:
+        """Where a thing is, if there is one."""
+        return None if thing is None else self.place(thing)
+
+    def all(self, things: Any) -> list[Place]:
+        """Where several are."""
+        return [self.place(thing) for thing in things]
+
+    def fill(self) -> bool:
+        """Write those that were met since the last time; whether there were any."""
+        before = len(self.forms)
+        while len(self.forms) < len(self._things):
+            self.forms.append(self._form(self._things[len(self.forms)]))
+        return len(self.forms) > before
+
+
+class _Writer:
+    def __init__(self, registry: Registry, keyOf: Callable[[IConnection], Key]) -> None:
+        self._registry = registry
+        self._keyOf = keyOf
+        self._now = registry.clock.seconds()
+        self._clients = _Table(self._client)
+        self._vms = _Table(self._vm)
+        self._sessions = _Table(self._session)
+        self._slots = _Table(self._slot)
+        self._commands = _Table(self._command)
+
+    def write(self) -> Snapshot:
+        registry = self._registry
+        self._clients.all(registry.clients)
+        known = {name: self._vms.place(vm) for name, vm in registry.vms.items()}
+        leaving = self._vms.all(registry.leaving)
+        tokens = {token: self._sessions.place(each) for token, each in registry.tokens.items()}
+        tables = (self._clients, self._vms, self._sessions, self._slots, self._commands)
+        while any(table.fill() for table in tables):
+            pass  # what one has met may be in the table of another
+        return Snapshot(
+            serial=registry._serial,
+            clientCount=registry.clientCount,
+            ignoredFrames=registry.ignoredFrames,
+            draining=registry.draining,
+            clients=self._clients.forms,
+            vms=self._vms.forms,
+            sessions=self._sessions.forms,
+            slots=self._slots.forms,
+            commands=self._commands.forms,
+            known=known,
+            leaving=leaving,
+            tokens=tokens,
+        )
+
+    def _left(self, wait: Wait | None) -> float | None:
+        """In how many seconds something is due, if it is."""
+        if wait is None or not wait.active():
+            return None
+        return max(0.0, wait.getTime() - self._now)
+
+    def _key(self, connection: IConnection | None) -> Key | None:
+        return None if connection is None else self._keyOf(connection)
+
+    def _client(self, client: Client) -> ClientForm:
+        if client.state is ClientState.CLOSED:
+            return ClientForm(client.name, client.state, vm=self._vms.maybe(client.vm))
+        return ClientForm(
+            name=client.name,
+            state=client.state,
+            connection=self._keyOf(client._connection),
+            vm=self._vms.maybe(client.vm),
+            session=self._sessions.maybe(client.session),
+            wasShim=client.wasShim,
+            registering=self._vms.maybe(client.registering),
+            slots=self._slots.all(client.slots),
+            outlet=_outlet(client.outlet),
+            excess=client._excess,
+            paused=client._paused,
+            ignored=sorted(client._ignored),
+            closeIn=self._left(client._wait),
+        )
+
+    def _slot(self, slot: Slot) -> SlotForm:
+        client, began = self._clients.place(slot.client), self._now - slot.began
+        return SlotForm(client, slot.opcode, slot.reply, began)
+
+    def _command(self, command: ControlCommand) -> CommandForm:
+        form = CommandForm(
+            kind=KINDS[type(command)],
+            name=command.name,
+            vm=0,
+            arrived=self._now - command.arrived,
+            sent=self._now - command.sent,
+            sentAt=command.sentAt,
+            expired=command.expired,
+        )
+        if isinstance(command, SlotCommand):
+            form = attrs.evolve(form, slot=self._slots.place(command.slot))
+        if isinstance(command, SignalCommand):
+            session = command._session
+            return attrs.evolve(
+                form,
+                vm=self._vms.place(session.vm),
+                session=self._sessions.place(session),
+                signal=command._signal,
+            )
+        if isinstance(command, HyperCommand):
+            form = attrs.evolve(form, body=command._body)
+        elif isinstance(command, StartCommand):
+            form = attrs.evolve(
+                form, session=self._sessions.maybe(command.session), start=_start(command.data)
+            )
+        elif not isinstance(command, (PingCommand, VersionCommand)):
+            raise LocalProtocolError(f"{command} cannot be written down")
+        return attrs.evolve(form, vm=self._vms.place(command._vm))
+
+    def _session(self, session: Session) -> SessionForm:
+        processes, stdin, output = session.vm.processes, session.stdin, session.output
+        name = (session.container, session.process)
+        return SessionForm(
+            vm=self._vms.place(session.vm),
+            stdio=session.stdio,
+            created=self._now - session.created,
+            token=session.token,
+            state=session.state,
+            start=self._commands.maybe(session.start),
+            kind=session.kind,
+            container=session.container,
+            process=session.process,
+            terminal=session.terminal,
+            status=session.status,
+            killed=session.killed,
+            shim=self._clients.maybe(output.shim),
+            pending=list(output.pending),
+            dropping=output.dropping,
+            dropped=output.dropped,
+            pieces=list(stdin._pieces),
+            offset=stdin._offset,
+            stdinEnded=stdin.ended,
+            held=[
+                HeldForm(self._slots.place(held.slot), held.signal, self._left(held.wait) or 0.0)
+                for held in session.held._held
+            ],
+            numbered=processes.numbers.get(session.stdio) is session,
+            named=processes._named.get(name) is session,
+            claimed=session._claimed,
+            acked=session._acked,
+            sawEnd=session._sawEnd,
+            exitQueued=session._exitQueued,
+            closeAfter=session._closeAfter,
+            exitIn=self._left(session._exitWait),
+            endIn=self._left(session._endWait),
+        )
+
+    def _vm(self, vm: VM) -> VMForm:
+        commands, stdin, processes = vm.commands, vm.stdin, vm.processes
+        waits = {name: (self._left(wait), args) for name, (wait, args) in vm._waits.items()}
+        return VMForm(
+            request=vm.request,
+            serial=vm.serial,
+            state=vm.state,
+            dialect=vm.dialect,
+            control=self._key(vm.control),
+            io=self._key(vm.io),
+            created=self._now - vm.created,
+            resync=vm.resync,
+            lost=self._now - vm.lostAt,
+            slot=self._slots.maybe(vm._slot),
+            controlOut=_outlet(vm._controlOut) if vm._controlOut else OutletForm(),
+            readyMayCome=vm._readyMayCome,
+            notify=vm._notify,
+            waits={
+                name: (left, "".join(map(str, args)))
+                for name, (left, args) in waits.items()
+                if left is not None
+            },
+            clients=self._clients.all(vm.clients),
+            sessions=self._sessions.all(processes.sessions),
+            nextStdio=processes._nextStdio,
+            nullFree=processes._nullFree,
+            waiting=self._commands.all(commands.waiting),
+            inFlight=self._commands.maybe(commands.inFlight),
+            asked=commands._asked,
+            reported=self._commands.maybe(commands._reported),
+            parked=[
+                (self._commands.place(start), self._left(wait) or 0.0)
+                for start, wait in vm.starts._parked.items()
+            ],
+            turns=self._sessions.all(stdin.turns),
+            rest=stdin._rest,
+            flow=self._flow(vm.flow),
+            traffic=attrs.asdict(vm.traffic),
+        )
+
+    def _flow(self, flow: Flow) -> FlowForm:
+        left = self._left(flow._wait)
+        due = "warn" if flow._due == flow._warn else "drop"
+        return FlowForm(
+            blocker=self._sessions.maybe(flow.blocker),
+            since=self._now - flow.since,
+            readSince=self._now - flow._readSince,
+            blocked=flow.blocked,
+            shim=self._clients.maybe(flow._shim),
+            due=None if left is None else due,  # type: ignore[arg-type]
+            dueIn=left or 0.0,
+        )
+
+
+def _outlet(outlet: Outlet) -> OutletForm:
+    return OutletForm(list(outlet._blocks), outlet._offset, outlet._gone)
+
+
+def _start(data: StartData) -> StartForm:
+    return StartForm(
+        container=data.container,
+        process=data.process,
+        terminal=data.terminal,
+        head=data._head,
+        members=data._members,
+        tail=data._tail,
+        strangeKey=data._strangeKey,
+    )

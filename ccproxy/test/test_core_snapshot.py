@@ -1,0 +1,304 @@
+"""
+The state that one process writes down and the next takes up (docs/reliability).
+
+That nobody notices is what L{ccproxy.test.test_model} shows, with restarts at random moments.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import attrs
+import msgspec
+from twisted.trial.unittest import SynchronousTestCase
+
+from ccproxy.core import snapshot
+from ccproxy.core.client import Client, Slot
+from ccproxy.core.commands import ControlCommand, HyperCommand, SignalCommand, StartCommand
+from ccproxy.core.control import ControlQueue
+from ccproxy.core.flow import Flow
+from ccproxy.core.outlet import Outlet
+from ccproxy.core.output import Output
+from ccproxy.core.processes import Processes
+from ccproxy.core.registry import Registry
+from ccproxy.core.relocation import StartData
+from ccproxy.core.resuming import NoConnection, resume
+from ccproxy.core.session import Session
+from ccproxy.core.signals import HeldSignals
+from ccproxy.core.snapshot import (
+    HEADER,
+    BadSnapshot,
+    Snapshot,
+    decodeSnapshot,
+    encodeSnapshot,
+    seal,
+    unseal,
+)
+from ccproxy.core.starts import Starts
+from ccproxy.core.states import VMState
+from ccproxy.core.stdin import StdinQueue, StdinScheduler
+from ccproxy.core.writing import write
+from ccproxy.interfaces import IConnection
+from ccproxy.wire.codes import Command, ControlCode, FrameType, Stream
+from ccproxy.wire.frames import encodeFrame, encodeStream
+from ccproxy.wire.messages import CONTROL_HEADER, encodeControl, encodeIO, readMessage
+
+from .memory import MemoryConnection, World, command, startData
+
+#: A state as the first version wrote it, in base64: a VM with a process whose shim does not read,
+#: a start that waits for its shim, and a command in flight. It is never to be written anew.
+FIRST = """
+Y2Nwcm94eQoAAQABAAAAAAAACgkDXg2KjKtjbGllbnRDb3VudAOnY2xpZW50c5ONp2Nsb3NlSW7AqmNvbm5lY3Rpb24A
+pmV4Y2Vzc8KnaWdub3JlZJCkbmFtZa0xIHBpZD0xIHVpZD0wpm91dGxldIOmYmxvY2tzkKRnb25lwqZvZmZzZXQApnBh
+dXNlZMKrcmVnaXN0ZXJpbmfAp3Nlc3Npb27ApXNsb3RzkQClc3RhdGWkb3BlbqJ2bQCnd2FzU2hpbcKNp2Nsb3NlSW7A
+qmNvbm5lY3Rpb24CpmV4Y2Vzc8KnaWdub3JlZJCkbmFtZa0zIHBpZD0xIHVpZD0wpm91dGxldIOmYmxvY2tzkKRnb25l
+wqZvZmZzZXQApnBhdXNlZMKrcmVnaXN0ZXJpbmfAp3Nlc3Npb27ApXNsb3RzkQGlc3RhdGWkb3BlbqJ2bQCnd2FzU2hp
+bcKNp2Nsb3NlSW7AqmNvbm5lY3Rpb24BpmV4Y2Vzc8KnaWdub3JlZJCkbmFtZa0yIHBpZD0xIHVpZD0wpm91dGxldIOm
+YmxvY2tzkZLEEAACAwAAAAIBAAAABGtlcHTDpGdvbmXCpm9mZnNldACmcGF1c2VkwqtyZWdpc3RlcmluZ8Cnc2Vzc2lv
+bgClc2xvdHOQpXN0YXRlpG9wZW6idm3Ap3dhc1NoaW3DqGNvbW1hbmRzkoynYXJyaXZlZMsAAAAAAAAAAKRib2R5xACn
+ZXhwaXJlZMKka2luZKVoeXBlcqRuYW1lpHBpbmekc2VudMsAAAAAAAAAAKZzZW50QXTLQS6EgAAAAACnc2Vzc2lvbsCm
+c2lnbmFswKRzbG90AaVzdGFydMCidm0AjKdhcnJpdmVkywAAAAAAAAAApGJvZHnEAKdleHBpcmVkwqRraW5kpXN0YXJ0
+pG5hbWWnZXhlY2NtZKRzZW50ywAAAAAAAAAApnNlbnRBdMsAAAAAAAAAAKdzZXNzaW9uAaZzaWduYWzApHNsb3QApXN0
+YXJ0h6ljb250YWluZXKiYzGkaGVhZLx7ImNvbnRhaW5lciI6ImMxIiwicHJvY2VzcyI6p21lbWJlcnOwLCJhcmdzIjpb
+InRydWUiXadwcm9jZXNzwKpzdHJhbmdlS2V5wKR0YWlsoX2odGVybWluYWzConZtAKhkcmFpbmluZ8KtaWdub3JlZEZy
+YW1lcwCla25vd26BonZtAKdsZWF2aW5nkKZzZXJpYWwBqHNlc3Npb25zk94AHaVhY2tlZMOnY2xhaW1lZMOqY2xvc2VB
+ZnRlcsKpY29udGFpbmVyomMxp2NyZWF0ZWTLAAAAAAAAAACnZHJvcHBlZACoZHJvcHBpbmfCpWVuZEluwKZleGl0SW7A
+qmV4aXRRdWV1ZWTCpGhlbGSQpmtpbGxlZMKka2luZBGlbmFtZWTDqG51bWJlcmVkw6ZvZmZzZXQAp3BlbmRpbmeQpnBp
+ZWNlc5CncHJvY2Vzc6Rpbml0pnNhd0VuZMKkc2hpbQKlc3RhcnTApXN0YXRlp3J1bm5pbmemc3RhdHVzwKpzdGRpbkVu
+ZGVkwqVzdGRpbwOodGVybWluYWzCpXRva2Vu2SxBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFB
+QUFBPaJ2bQDeAB2lYWNrZWTCp2NsYWltZWTCqmNsb3NlQWZ0ZXLCqWNvbnRhaW5lcqCnY3JlYXRlZMsAAAAAAAAAAKdk
+cm9wcGVkAKhkcm9wcGluZ8KlZW5kSW7ApmV4aXRJbsCqZXhpdFF1ZXVlZMKkaGVsZJCma2lsbGVkwqRraW5kEaVuYW1l
+ZMKobnVtYmVyZWTCpm9mZnNldACncGVuZGluZ5CmcGllY2VzkKdwcm9jZXNzwKZzYXdFbmTCpHNoaW3ApXN0YXJ0AaVz
+dGF0ZadjcmVhdGVkpnN0YXR1c8Cqc3RkaW5FbmRlZMKlc3RkaW8FqHRlcm1pbmFswqV0b2tlbtksQkJCQkJCQkJCQkJC
+QkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQj2idm0A3gAdpWFja2VkwqdjbGFpbWVkwqpjbG9zZUFmdGVywqlj
+b250YWluZXKgp2NyZWF0ZWTLAAAAAAAAAACnZHJvcHBlZACoZHJvcHBpbmfCpWVuZEluwKZleGl0SW7AqmV4aXRRdWV1
+ZWTCpGhlbGSQpmtpbGxlZMKka2luZBGlbmFtZWTCqG51bWJlcmVkwqZvZmZzZXQAp3BlbmRpbmeQpnBpZWNlc5CncHJv
+Y2Vzc8Cmc2F3RW5kwqRzaGltwKVzdGFydMClc3RhdGWnY3JlYXRlZKZzdGF0dXPAqnN0ZGluRW5kZWTCpXN0ZGlvB6h0
+ZXJtaW5hbMKldG9rZW7ZLENDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0M9onZtAKVzbG90
+c5KEpWJlZ2FuywAAAAAAAAAApmNsaWVudACmb3Bjb2RlA6VyZXBsecCEpWJlZ2FuywAAAAAAAAAApmNsaWVudAGmb3Bj
+b2RlA6VyZXBsecCmdG9rZW5zg9ksQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQT0A2SxC
+QkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCPQHZLENDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0ND
+Q0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0M9AqN2bXOR3gAbpWFza2VkwqdjbGllbnRzkgABp2NvbnRyb2wDqmNvbnRyb2xPdXSD
+pmJsb2Nrc5CkZ29uZcKmb2Zmc2V0AKdjcmVhdGVkywAAAAAAAAAAp2RpYWxlY3SiY2OkZmxvd4enYmxvY2tlZMsAAAAA
+AAAAAKdibG9ja2VywKNkdWXApWR1ZUluywAAAAAAAAAAqXJlYWRTaW5jZcsAAAAAAAAAAKRzaGltwKVzaW5jZcsAAAAA
+AAAAAKhpbkZsaWdodACiaW8EpGxvc3TLAAAAAAAAAACpbmV4dFN0ZGlvCaZub3RpZnnCqG51bGxGcmVlw6ZwYXJrZWSR
+kgHLQD4AAAAAAACscmVhZHlNYXlDb21lwqhyZXBvcnRlZMCncmVxdWVzdIWnY29uc29sZcCrY29udGFpbmVySWSidm2p
+Y3RsU2VyaWFspy92bS5jdGyoaW9TZXJpYWymL3ZtLmlvrG51bUlPU3RyZWFtcwOkcmVzdMQApnJlc3luY8Kmc2VyaWFs
+AahzZXNzaW9uc5MCAAGkc2xvdMClc3RhdGWqcmVnaXN0ZXJlZKd0cmFmZmljhKlvdXRGcmFtZXMCqG91dEJ5dGVzIKhp
+bkZyYW1lcwCnaW5CeXRlcwCldHVybnOQp3dhaXRpbmeQpXdhaXRzgA==
+"""
+
+
+def busyWorld() -> World:
+    """A world with something of everything."""
+    world = World(sessionBuffer=4096)
+    agent, runtime, tokens = world.register(streams=4)
+    shim = world.process(agent, runtime, tokens[0])
+    shim.connection.room = 30
+    agent.output(3, b"x" * 500)
+    shim.stream(Stream.STDIN, b"typed")
+    shim.send(Command.SIGNAL, {"signalNumber": 1})
+    runtime.hyper("ping")
+    runtime.hyper("execcmd", startData("execcmd"), [tokens[1]])
+    waiting = world.shim(tokens[2])
+    waiting.send(Command.SIGNAL, {"signalNumber": 1})
+    return world
+
+
+def shape(snapshot: Snapshot) -> Any:
+    """A snapshot without the places in its tables, whose order is that of sets."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return sorted((name, strip(each)) for name, each in value.items())
+        if isinstance(value, (list, tuple)):
+            return sorted(map(strip, value), key=repr)
+        return 0 if isinstance(value, int) else value
+
+    return strip(attrs.asdict(snapshot))
+
+
+class SealTests(SynchronousTestCase):
+    """What is believed of a written state, and what is refused."""
+
+    def test_opposite(self) -> None:
+        """What was sealed is what comes out."""
+        self.assertEqual(unseal(seal(b"body")), b"body")
+
+    def test_behind(self) -> None:
+        """What stands behind it is nobody's business: a memfd may be longer."""
+        self.assertEqual(unseal(seal(b"body") + b"\0" * 100), b"body")
+
+    def test_damage(self) -> None:
+        """Any byte that was changed, and any that is missing, is noticed."""
+        sealed = seal(b"some state")
+        for at in (*range(8), *range(12, len(sealed))):
+            poked = bytearray(sealed)
+            poked[at] ^= 1
+            self.assertRaises(BadSnapshot, unseal, bytes(poked))
+            self.assertRaises(BadSnapshot, unseal, sealed[:at])
+
+    def test_later(self) -> None:
+        """A later version is read if it says that it can be, and refused by name if not."""
+        header = list(HEADER.unpack_from(seal(b"body")))
+        header[1] += 1
+        self.assertEqual(unseal(HEADER.pack(*header) + b"body"), b"body")
+        header[2] = header[1]
+        error = self.assertRaises(BadSnapshot, unseal, HEADER.pack(*header) + b"body")
+        self.assertIn(f"version {header[1]}", str(error))
+        self.assertIn(f"this is version {snapshot.VERSION}", str(error))
+
+    def test_strangeFields(self) -> None:
+        """Fields of a later version are ignored; those that an earlier one lacks have defaults."""
+        members = msgspec.msgpack.decode(encodeSnapshot(Snapshot(serial=7)))
+        members["invented"] = {"later": [1, 2]}
+        del members["draining"]
+        self.assertEqual(decodeSnapshot(msgspec.msgpack.encode(members)), Snapshot(serial=7))
+
+    def test_otherForm(self) -> None:
+        """What has another form is refused."""
+        for body in (b"", b"\xc1", msgspec.msgpack.encode({"clients": 1})):
+            self.assertRaises(BadSnapshot, decodeSnapshot, body)
+
+
+class ResumeTests(SynchronousTestCase):
+    """Taking a state up."""
+
+    def written(self, world: World) -> tuple[Snapshot, dict[int, IConnection]]:
+        """The world's state, and its connections."""
+        connections: dict[int, IConnection] = {}
+
+        def keyOf(connection: IConnection) -> int:
+            connections[id(connection)] = connection
+            return id(connection)
+
+        return write(world.registry, keyOf), connections
+
+    def empty(self, world: World) -> Registry:
+        """A registry to take it up in."""
+        old = world.registry
+        return Registry(world.connector, world.clock, old.wallClock, limits=old.limits, log=old.log)
+
+    def test_same(self) -> None:
+        """What was taken up is written down as it was."""
+        world = busyWorld()
+        before, connections = self.written(world)
+        world.registry = self.empty(world)
+        resume(world.registry, decodeSnapshot(encodeSnapshot(before)), connections)
+        after, _ = self.written(world)
+        self.assertEqual(shape(before), shape(after))
+
+    def test_firstVersion(self) -> None:
+        """What the first version wrote down is taken up, and goes on."""
+        world = World()
+        lines = {key: MemoryConnection() for key in range(5)}
+        snapshot = decodeSnapshot(unseal(base64.b64decode(FIRST)))
+        resumed = resume(world.registry, snapshot, lines)
+        for key, sink in resumed.sinks.items():
+            lines[key].sink = sink
+        resumed.begin()
+        runtime, shim, other, control, io = lines.values()
+        self.assertEqual(shim.take(), encodeStream(Stream.STDOUT, b"kept"))
+        io.feed(encodeIO(3, b"more"))
+        self.assertEqual(shim.take(), encodeStream(Stream.STDOUT, b"more"))
+        control.feed(encodeControl(ControlCode.ACK, b"pong"))
+        self.assertEqual(other.take(), encodeFrame(FrameType.RESPONSE, Command.HYPER, b"pong"))
+        late = MemoryConnection()
+        late.sink = world.registry.connect(late)
+        self.assertTrue(late.sink.name.startswith("4 "))
+        late.feed(command(Command.CONNECT_SHIM, {"token": "B" * 43 + "="}))
+        message = readMessage(CONTROL_HEADER, control.take())
+        assert message is not None
+        self.assertEqual(message.number, ControlCode.EXECCMD)
+        control.feed(encodeControl(ControlCode.ACK))
+        self.assertEqual(runtime.take(), encodeFrame(FrameType.RESPONSE, Command.HYPER))
+
+    def test_lostConnections(self) -> None:
+        """Who has lost its connection is gone, and a VM that has is lost."""
+        world = busyWorld()
+        before, _ = self.written(world)
+        for call in list(world.clock.getDelayedCalls()):
+            call.cancel()
+        registry = self.empty(world)
+        resume(registry, before, {}).begin()
+        self.assertEqual(registry.clients, set())
+        self.assertIs(registry.vms["vm"].state, VMState.LOST)
+        self.assertEqual(len(registry.tokens), 2)
+        world.clock.advance(10000.0)
+        self.assertEqual((registry.vms, registry.tokens, registry.budget.used), ({}, {}, 0))
+        self.assertEqual(world.clock.getDelayedCalls(), [])
+
+    def test_contradiction(self) -> None:
+        """A state that names what is not in it is refused."""
+        before, connections = self.written(busyWorld())
+        for name in ("clients", "vms", "sessions", "slots", "commands"):
+            world = World()
+            nothing: Any = {name: []}
+            broken = attrs.evolve(before, **nothing)
+            self.assertRaises(BadSnapshot, resume, world.registry, broken, connections)
+
+    def test_noConnection(self) -> None:
+        """It takes nothing and its peer is gone."""
+        gone = NoConnection()
+        self.assertEqual((gone.send([b"x"]), gone.unsent(), gone.hungUp()), (0, 0, True))
+
+    def test_times(self) -> None:
+        """Waits go on where they were, on whatever clock."""
+        world = World(processTimeout=20.0)
+        _, _, tokens = world.register(streams=1)
+        shim = world.shim(tokens[0])
+        shim.send(Command.SIGNAL, {"signalNumber": 1})
+        world.clock.advance(19.0)
+        world.restart()
+        world.clock.advance(0.9)
+        self.assertEqual(shim.frames(), [])
+        world.clock.advance(0.2)
+        self.assertTrue(shim.frame().error)
+
+
+class CompletenessTests(SynchronousTestCase):
+    """
+    Whoever gives a class of the core another field is told here to write it down.
+
+    What is in C{KNOWN} goes through L{ccproxy.core.writing} and L{ccproxy.core.resuming}, or can
+    be made anew from what does.
+    """
+
+    KNOWN = {
+        Client: "_connection _excess _ignored _paused _wait name outlet parked registering registry"
+        " session slots state vm wasShim",
+        Slot: "client opcode reply began",
+        Outlet: "_blocks _budget _connection _gone _offset kept size",
+        Output: "_budget dropped dropping pending pendingSize shim",
+        StdinQueue: "_budget _offset _pieces ended scheduled size",
+        StdinScheduler: "_mustDrain _rest _sent _vm _waiting turns",
+        Session: "vm stdio created token state start kind container process terminal status killed"
+        " output stdin held _claimed _acked _sawEnd _exitQueued _closeAfter _exitWait _endWait",
+        HeldSignals: "_held _session",
+        Starts: "_parked _vm",
+        Processes: "_named _nextStdio _nullFree _vm numbers sessions",
+        Flow: "_due _readSince _shim _vm _wait blocked blocker since",
+        ControlQueue: "_asked _reported _vm _wait _waitUntil inFlight waiting",
+        ControlCommand: "arrived client expired name sent sentAt",
+        HyperCommand: "_body _vm",
+        StartCommand: "_vm data session",
+        SignalCommand: "_session _signal",
+        StartData: "container process terminal _head _members _tail _strangeKey",
+    }
+
+    def test_fields(self) -> None:
+        """The classes have these fields."""
+        for cls, known in self.KNOWN.items():
+            fields = {name for name in cls.__slots__ if not name.startswith("__")}  # type: ignore[attr-defined]
+            self.assertEqual(fields, set(known.split()), cls)
+
+    def test_vm(self) -> None:
+        """So has a VM."""
+        agent, _, _ = World().register()
+        known = (
+            "registry request containerId serial state dialect control io commands traffic console"
+            " stdin flow clients processes starts resync created lostAt _slot _controlOut"
+            " _readyMayCome _notify _waits"
+        )
+        self.assertEqual(set(vars(agent.vm)), set(known.split()))
