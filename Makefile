@@ -6,6 +6,8 @@
 #   make lint           types and style alone
 #   make fuzz           the fuzz targets, guided by coverage, for TIME=600 seconds
 #   make soak           VMs and shims that come and go, for TIME=1200 seconds
+#   make bench          what a frame, a keystroke and a VM cost; with DOCS=1 for docs/performance
+#   make bench-check    whether that is within bench/speed/bounds.toml
 #   make docs           the documentation, in docs/_build
 #   make conformance    the black-box suite, where it lies beside this folder
 #   make clean          remove all that these have made
@@ -24,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # The tests run from the wheel; those of what is not in it find it here.
 export CCPROXY_SOURCE := $(CURDIR)
 
-.PHONY: run command test unit lint test-lowest check-run fuzz soak docs conformance clean
+.PHONY: run command test unit lint test-lowest check-run fuzz soak bench bench-check docs conformance clean
 .DELETE_ON_ERROR:
 
 # The command is given to the shell inside the VM exactly as it was typed, so make must not look
@@ -79,6 +81,17 @@ fuzz: $(VENV)/.fuzz
 soak: $(VENV)/.installed
 	@"$(BIN)/python" -m bench.soak --time $(or $(TIME),1200)
 
+BENCH = "$(BIN)/python" -m bench.speed --programs $(VENV) --rounds $(or $(ROUNDS),5)
+
+bench: $(VENV)/.installed $(VENV)/load $(VENV)/relay
+	@$(BENCH) $(if $(ROWS),--rows $(ROWS)) --output $(if $(DOCS),docs/performance,$(VENV)/bench)
+
+bench-check: $(VENV)/.installed $(VENV)/load $(VENV)/relay
+	@$(BENCH) --check
+
+$(VENV)/load $(VENV)/relay: $(VENV)/%: bench/speed/%.c bench/speed/peers.h | $(VENV)/.compiler
+	cc -O2 -o $@ $<
+
 docs: $(VENV)/.docs
 	"$(BIN)/sphinx-build" -q -W --keep-going -b html docs docs/_build
 	@echo "docs/_build/index.html"
@@ -129,6 +142,13 @@ $(VENV)/.installed: $(VENV)/.wheel
 
 $(VENV)/.tools: setup.cfg $(VENV)/.installed
 	@$(BIN)/pip install -qq "$(WHEEL)[test,lint]" >&2
+	@touch $@
+
+# The load generator is C, and socat is one of its yardsticks.
+$(VENV)/.compiler: | $(VENV)/.created
+	@missing="$$(command -v cc > /dev/null || echo gcc libc6-dev) $$(command -v socat > /dev/null || echo socat)"; \
+	test "$$missing" = " " || { apt-get update -q && apt-get install -qy $$missing; } >&2 || \
+	    { echo "make bench needs a C compiler and socat" >&2; exit 1; }
 	@touch $@
 
 # Where there is no atheris, make fuzz says so itself.
