@@ -45,26 +45,33 @@ class Slot:
     @ivar client: whose command it is.
     @ivar opcode: the command's opcode.
     @ivar reply: the response frame, once there is one. The first one counts.
+    @ivar began: when the command came, in seconds of the clock.
     """
 
     client: Client
     opcode: int
     reply: bytes | None = None
+    began: float = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.began = self.client.registry.clock.seconds()
 
     def answer(self, payload: bytes = b"") -> None:
         """Send a response."""
-        self._set(encodeFrame(FrameType.RESPONSE, self.opcode, payload))
+        self._set(encodeFrame(FrameType.RESPONSE, self.opcode, payload), None)
 
     def fail(self, error: RequestError) -> None:
         """Send an error response."""
         if self.reply is None:
             self.client.failed(self.opcode, error)
             payload = encode(ErrorResponse(str(error)))
-            self._set(encodeFrame(FrameType.RESPONSE, self.opcode, payload, error=True))
+            self._set(encodeFrame(FrameType.RESPONSE, self.opcode, payload, error=True), error)
 
-    def _set(self, frame: bytes) -> None:
+    def _set(self, frame: bytes, error: RequestError | None) -> None:
         if self.reply is None:
             self.reply = frame
+            registry = self.client.registry
+            registry.tally.command(self.opcode, registry.clock.seconds() - self.began, error)
             self.client.sendReplies()
 
 

@@ -166,7 +166,10 @@ class ControlQueue:
                 command=command.name,
                 **vm.fields,
             )
-        if number == ControlCode.ACK:
+        good = number == ControlCode.ACK
+        seconds = vm.registry.clock.seconds() - command.sent
+        vm.registry.tally.acknowledgement(command.name, seconds, good)
+        if good:
             command.acked(body)
         elif number == ControlCode.ERROR:
             command.refused(AgentError(body.rstrip(b"\0").decode("utf-8", "replace")))

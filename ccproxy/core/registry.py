@@ -21,6 +21,7 @@ from .flow import Budget
 from .limits import Limits
 from .session import Session
 from .states import VMState
+from .tally import Tally
 from .vm import VM, checkFree
 
 #: The longest path of a socket, in bytes.
@@ -50,6 +51,7 @@ class Registry:
     @ivar tokens: sessions by token.
     @ivar clients: all clients.
     @ivar budget: what all sessions hold together.
+    @ivar tally: what has happened, in numbers.
     @ivar ignoredFrames: how many frames of clients were dropped because they may not send them.
     @ivar verbose: whether the steps of every command are noted, at level debug. Where nobody wants
         to know them, a call that notes nothing would still cost more than the step.
@@ -72,6 +74,7 @@ class Registry:
     tokens: dict[str, Session] = attrs.field(factory=dict)
     clients: set[Client] = attrs.field(factory=set)
     budget: Budget = attrs.field(init=False)
+    tally: Tally = attrs.field(factory=Tally)
     ignoredFrames: int = 0
     verbose: bool = True
     draining: bool = False
@@ -260,6 +263,7 @@ class Registry:
     def channelsClosed(self, vm: VM) -> None:
         """The channels of C{vm} are closed, and its sessions have been told."""
         self.leaving.discard(vm)
+        self.tally.closed(vm)
 
     @property
     def quiet(self) -> bool:

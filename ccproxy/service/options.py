@@ -141,6 +141,7 @@ class Options(usage.Options):
     optFlags: list[list[Any]] = [
         ["pod", None, "Serve one VM only, and end after it, as cc-proxy -uri does"],
         ["no-admin", None, "Make no admin socket"],
+        ["pprof", None, "Let the admin socket make profiles of the daemon"],
     ]
 
     optParameters: list[list[Any]] = [
@@ -172,6 +173,33 @@ class Options(usage.Options):
             f"The UNIX socket for ccproxyctl and scripts, of this user alone (without it "
             f"{DEFAULT_ADMIN_SOCKET}; SOCKET-PATH.admin where --socket-path is given; none with "
             "--pod)",
+        ],
+        [
+            "metrics-address",
+            None,
+            None,
+            "Serve /metrics and /healthz at this TCP address too, to everybody: HOST:PORT",
+        ],
+        [
+            "max-loop-lag",
+            None,
+            f"{_DEFAULTS.maxLoopLag:g}",
+            "By how many seconds the loop may be late and /healthz call the daemon healthy",
+            _named("max-loop-lag", _asSeconds),
+        ],
+        [
+            "orphan",
+            None,
+            _DEFAULTS.orphan,
+            "What to do about a VM that nobody looks after, without a client and a connected shim: "
+            "keep it, or keep and report it",
+        ],
+        [
+            "orphan-after",
+            None,
+            f"{_DEFAULTS.orphanAfter:g}",
+            "Seconds after which a VM is such an orphan",
+            _named("orphan-after", _asSeconds),
         ],
         [
             "log-level",

@@ -146,8 +146,7 @@ class ProxyService(MultiService):
             services.append(PodService(self.registry.registry, reactor))
         elif settings.ksm != "initial":
             services.append(self._ksm(settings.ksm))
-        if settings.adminPath is not None:
-            services.append(self._admin())
+        services += self._admin()
         self.systemd = SystemdService(self.registry.registry, reactor, os.environ)
         services.append(self.systemd)
         for service in services:
@@ -166,17 +165,29 @@ class ProxyService(MultiService):
         self.registry.registry.whenRegistered = ksm.registered
         return ksm
 
-    def _admin(self) -> IService:
-        from .admin.service import AdminService
+    def _admin(self) -> list[IService]:
+        """What watches the daemon, and what it is shown to, as far as they are wanted."""
+        settings, registry, listening = self._settings, self.registry, self._listening
+        services: list[IService] = []
+        orphans = None
+        if settings.orphan == "report":
+            from .orphans import OrphanService
 
-        registry, listening = self.registry, self._listening
-        return AdminService(
-            self._settings,
-            registry.registry,
-            registry.poller,
-            lambda: listening.listening,
-            lambda: self.daemonLog,
-        )
+            orphans = OrphanService(registry.registry, settings.orphanAfter, self._reactor)
+            services.append(orphans)
+        if settings.adminPath is not None or settings.metricsAddress is not None:
+            from .admin.service import AdminService
+
+            admin = AdminService(
+                settings,
+                registry.registry,
+                registry.poller,
+                lambda: listening.listening,
+                lambda: self.daemonLog,
+                orphans,
+            )
+            services.append(admin)
+        return services
 
     def useLog(self, log: DaemonLog | None) -> None:
         """

@@ -20,6 +20,9 @@ from ..wire.codes import Dialect
 #: What can be done about the kernel's samepage merging: stop it, leave it alone, pace it.
 KSM_MODES = ("off", "initial", "auto")
 
+#: What can be done about VMs that nobody looks after: nothing, or say so.
+ORPHANS = ("keep", "report")
+
 LOG_FORMATS = ("text", "logfmt", "json")
 #: Where the log can go.
 LOG_SINKS = ("stderr", "syslog", "journal")
@@ -157,6 +160,34 @@ def _checkKSM(mode: str) -> None:
         raise ValueError(f"unknown mode {mode!r}: it is one of {', '.join(KSM_MODES)}")
 
 
+def hostAndPort(address: str) -> tuple[str, int]:
+    """
+    The parts of a TCP address.
+
+    @param address: C{HOST:PORT}, where an IPv6 host may stand in brackets, or is empty for all
+        addresses of the machine.
+    @raise ValueError: it is none.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 0xFFFF:
+        raise ValueError(f"{address!r} is no HOST:PORT, such as localhost:9091")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _checkAddress(address: str) -> None:
+    hostAndPort(address)
+
+
+def _checkSeconds(seconds: float) -> None:
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"{seconds!r} is no time: it is more than 0 seconds")
+
+
+def _checkOrphan(choice: str) -> None:
+    if choice not in ORPHANS:
+        raise ValueError(f"unknown choice {choice!r}: it is one of {', '.join(ORPHANS)}")
+
+
 def _checkVMNames(names: tuple[str, ...]) -> None:
     for name in names:
         if not name:
@@ -213,6 +244,11 @@ class Settings:
     @ivar pod: whether the daemon serves one VM and ends after it.
     @ivar adminSocket: where the admin socket is, or L{None} for L{adminPath}'s choice.
     @ivar noAdmin: whether there is none.
+    @ivar metricsAddress: a TCP address where metrics are served too, or L{None}.
+    @ivar maxLoopLag: by how many seconds the loop may be late and the daemon be called healthy.
+    @ivar orphan: one of L{ORPHANS}.
+    @ivar orphanAfter: seconds after which a VM without client and shim is an orphan.
+    @ivar pprof: whether profiles can be made.
     """
 
     socketPath: str = attrs.field(
@@ -243,6 +279,13 @@ class Settings:
         validator=attrs.validators.optional(_checked(_checkSocketPath)),
     )
     noAdmin: bool = False
+    metricsAddress: str | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_checked(_checkAddress))
+    )
+    maxLoopLag: float = attrs.field(default=1.0, validator=_checked(_checkSeconds))
+    orphan: str = attrs.field(default="keep", validator=_checked(_checkOrphan))
+    orphanAfter: float = attrs.field(default=300.0, validator=_checked(_checkSeconds))
+    pprof: bool = False
 
     @property
     def url(self) -> str:
@@ -253,11 +296,11 @@ class Settings:
     def adminPath(self) -> str | None:
         """
         Where the admin socket is, or L{None} where there is none: in pod mode there is one only if
-        it is asked for.
+        it, or what needs it, is asked for.
         """
         if self.noAdmin:
             return None
-        if self.adminSocket is not None or self.pod:
+        if self.adminSocket is not None or (self.pod and not self.pprof):
             return self.adminSocket
         return adminPath(self.socketPath)
 

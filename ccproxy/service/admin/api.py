@@ -4,9 +4,11 @@ What the admin socket does: each method answers one route of L{ccproxy.service.a
 
 from __future__ import annotations
 
-from typing import Protocol
+from importlib.resources import files
+from typing import Any, Protocol
 
 import attrs
+from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 
 from ...core.limits import Limits
@@ -14,8 +16,15 @@ from ...core.registry import Registry
 from ...core.states import VMState
 from ...core.vm import VM
 from . import views
-from .calls import Call, Refused, Reply
+from .calls import OCTETS, Call, Refused, Reply
+from .console import ConsoleFollower
+from .events import Events, Listener
 from .health import Health
+from .metrics import Metrics
+from .profiling import Profiler, ProfileRequest, ProfileState
+
+#: Seconds from the answer to the end, in which the answer can be read.
+STOP_DELAY = 0.05
 
 
 class LevelSwitch(Protocol):
@@ -36,14 +45,22 @@ class Api:
     @ivar registry: all that it knows.
     @ivar health: whether it works.
     @ivar startedAt: when it began to listen, in seconds since the epoch.
+    @ivar reactor: what it runs on.
+    @ivar events: what happens.
+    @ivar metrics: the page for Prometheus.
+    @ivar profiler: makes profiles, or L{None} where none are wanted.
     @ivar log: its log, or L{None} where that is not its own.
     """
 
     registry: Registry
+    reactor: Any
     health: Health
     startedAt: float
+    events: Events
+    metrics: Metrics
+    profiler: Profiler | None = None
     log: LevelSwitch | None = None
-    _events = Logger()
+    _log = Logger()
 
     def status(self, call: Call) -> views.Status:
         """The daemon."""
@@ -89,7 +106,7 @@ class Api:
                 f"VM {vm.containerId} (serial {vm.serial}) is {vm.state.value}, and only a lost one"
                 " can be forgotten; its runtime ends it with UnregisterVM",
             )
-        self._events.info("forgotten by the admin socket", event="admin-forget", **vm.fields)
+        self._log.info("forgotten by the admin socket", event="admin-forget", **vm.fields)
         vm.unregister()
         self.registry.flush()
         return views.vmView(vm)
@@ -115,7 +132,7 @@ class Api:
         else:
             raise Refused(404, f"there is no client {number}; GET /v1/clients has all")
         view = views.clientView(client)
-        self._events.warn(
+        self._log.warn(
             "closed by the admin socket", event="admin-drop", client=client.name, vm=view.vm
         )
         client.close()
@@ -128,7 +145,7 @@ class Api:
 
     def logLevel(self, call: Call) -> views.LogLevel:
         """The log level."""
-        return views.LogLevel(self._log().level)
+        return views.LogLevel(self._levels().level)
 
     def setLogLevel(self, call: Call) -> views.LogLevel:
         """
@@ -136,14 +153,14 @@ class Api:
 
         @raise Refused: there is no such level.
         """
-        wanted, log = call.json(views.LogLevel), self._log()
+        wanted, log = call.json(views.LogLevel), self._levels()
         try:
             log.level = wanted.level
         except ValueError as problem:
             raise Refused(400, str(problem)) from None
         return views.LogLevel(log.level)
 
-    def _log(self) -> LevelSwitch:
+    def _levels(self) -> LevelSwitch:
         """
         @raise Refused: the log is not ours.
         """
@@ -155,3 +172,90 @@ class Api:
         """Whether the daemon works."""
         found = self.health.look()
         return Reply.json(found, 200 if found.healthy else 503)
+
+    def page(self, call: Call) -> Reply:
+        """The metrics."""
+        return self.metrics.page()
+
+    def openAPI(self, call: Call) -> Reply:
+        """What can be asked."""
+        return Reply((files(__package__) / "openapi.json").read_bytes())
+
+    def listen(self, call: Call) -> Listener:
+        """
+        What happens, as it happens.
+
+        @raise Refused: there are too many listeners.
+        """
+        return self.events.listen(call.query.get("event", ""), call.query.get("vm", ""))
+
+    def console(self, call: Call) -> Reply | ConsoleFollower:
+        """
+        What a VM's console has said last.
+
+        @raise Refused: there is no such VM.
+        """
+        ring = self._vm(call).console
+        if call.flag("follow"):
+            return ConsoleFollower(ring)
+        return Reply(ring.since(0), OCTETS)
+
+    def drain(self, call: Call) -> views.Draining:
+        """
+        Take no new VMs, or take them again.
+
+        @raise Refused: the body says neither.
+        """
+        wanted = call.json(views.Draining)
+        if wanted.draining != self.registry.draining:
+            self.registry.draining = wanted.draining
+            self._log.info(
+                "no new VMs are taken" if wanted.draining else "new VMs are taken again",
+                event="draining" if wanted.draining else "undrained",
+            )
+        return wanted
+
+    def stop(self, call: Call) -> Reply:
+        """End the daemon, in order, once this was answered."""
+        self._log.info("stopping, as the admin socket says", event="admin-stop")
+        self.reactor.callLater(STOP_DELAY, self._stop)
+        return Reply.json(views.Stopping(), 202)
+
+    def _stop(self) -> None:
+        try:
+            self.reactor.stop()
+        except ReactorNotRunning:
+            self._log.info("stopping already", event="admin-stop")
+
+    def startProfile(self, call: Call) -> ProfileState:
+        """
+        Begin a profile.
+
+        @raise Refused: it cannot be made.
+        """
+        request = call.json(ProfileRequest) if call.body else ProfileRequest()
+        return self._profiler().start(request)
+
+    def stopProfile(self, call: Call) -> ProfileState:
+        """
+        End it.
+
+        @raise Refused: there is none.
+        """
+        return self._profiler().stop()
+
+    def profile(self, call: Call) -> Reply:
+        """
+        The profile.
+
+        @raise Refused: there is none.
+        """
+        return self._profiler().result()
+
+    def _profiler(self) -> Profiler:
+        """
+        @raise Refused: none was wanted.
+        """
+        if self.profiler is None:
+            raise Refused(409, "profiles are off; start the daemon with --pprof (cc-proxy: -pprof)")
+        return self.profiler

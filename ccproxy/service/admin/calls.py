@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
+OCTETS = "application/octet-stream"
+EVENTS = "text/event-stream"
 
 
 class Refused(CCProxyError):

@@ -5,7 +5,8 @@ The table of what can be asked of the admin socket, and told it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import attrs
@@ -13,7 +14,8 @@ import attrs
 from ...core.limits import Limits
 from . import views
 from .api import Api
-from .calls import JSON, Call, Refused, Reply, Stream
+from .calls import EVENTS, JSON, OCTETS, TEXT, Call, Refused, Reply, Stream
+from .profiling import ProfileRequest, ProfileState
 
 
 @attrs.frozen
@@ -44,6 +46,7 @@ class Route:
     @ivar type: the answer's media type.
     @ivar body: the class that the request's body has to be, or L{None} where it has none.
     @ivar query: the parameters of the query.
+    @ivar status: the status of the answer.
     @ivar refusals: the statuses with which it may refuse, and why.
     """
 
@@ -56,6 +59,7 @@ class Route:
     body: Any = None
     query: tuple[Parameter, ...] = ()
     refusals: Mapping[int, str] = attrs.field(factory=dict)
+    status: int = 200
 
     def match(self, path: str) -> Mapping[str, str] | None:
         """The parameters in C{path}, or L{None} if it is another's."""
@@ -117,35 +121,110 @@ ROUTES = (
     ),
     Route(
         "GET",
+        "/v1/events",
+        "What happens, as server-sent events, without an end",
+        Api.listen,
+        type=EVENTS,
+        query=(
+            Parameter("event", "Names of the events that are wanted, with commas between them"),
+            Parameter("vm", "The name of the VM whose events are wanted"),
+        ),
+        refusals={503: "There are too many listeners."},
+    ),
+    Route(
+        "GET",
+        "/v1/vms/{serial}/console",
+        "What a VM's console has said last, as it stands",
+        Api.console,
+        type=OCTETS,
+        query=(Parameter("follow", "1: and what it says from now on", "boolean"),),
+        refusals={**_NO_VM, 400: "The serial is no number, or follow is neither 0 nor 1."},
+    ),
+    Route(
+        "POST",
+        "/v1/drain",
+        "Take no new VMs, or take them again",
+        Api.drain,
+        views.Draining,
+        body=views.Draining,
+        refusals=_BAD_BODY,
+    ),
+    Route(
+        "POST",
+        "/v1/stop",
+        "End the daemon in order, as SIGTERM does",
+        Api.stop,
+        views.Stopping,
+        status=202,
+    ),
+    Route(
+        "POST",
+        "/v1/profile/start",
+        "Begin a profile",
+        Api.startProfile,
+        ProfileState,
+        body=ProfileRequest,
+        refusals={**_BAD_BODY, 409: "One is being made, or profiles are off."},
+    ),
+    Route(
+        "POST",
+        "/v1/profile/stop",
+        "End the profile",
+        Api.stopProfile,
+        ProfileState,
+        refusals={409: "None was begun, or profiles are off."},
+    ),
+    Route(
+        "GET",
+        "/v1/profile",
+        "The profile: for pstats if its kind is calls, as folded stacks if it is samples",
+        Api.profile,
+        type=OCTETS,
+        refusals={404: "There is none.", 409: "It is being made, or profiles are off."},
+    ),
+    Route(
+        "GET",
         "/healthz",
         "Whether the daemon works",
         Api.healthz,
         views.Health,
         refusals={503: "It does not: the answer says what is wrong."},
     ),
+    Route("GET", "/metrics", "The metrics, for Prometheus", Api.page, type=TEXT),
+    Route("GET", "/openapi.json", "What can be asked: this document", Api.openAPI, dict),
 )
 
 
-def respond(api: Api, method: str, path: str, call: Call) -> Reply | Stream:
+def responder(api: Api, only: Collection[str] = ()) -> Callable[[str, str, Call], Reply | Stream]:
+    """
+    What answers calls.
+
+    @param only: the paths that can be asked for, if not all.
+    """
+    routes = [route for route in ROUTES if not only or route.path in only]
+    return partial(respond, api, routes)
+
+
+def respond(
+    api: Api, routes: Iterable[Route], method: str, path: str, call: Call
+) -> Reply | Stream:
     """
     Answer a call.
 
+    @param routes: what can be asked.
     @param method: the HTTP method.
     @param path: the path, unquoted.
     @raise Refused: there is nothing to answer.
     """
     allowed = []
-    for route in ROUTES:
+    for route in routes:
         parameters = route.match(path)
         if parameters is None:
             continue
         if route.method == method:
             answer = route.respond(api, attrs.evolve(call, path=parameters))
-            return (
-                Reply.json(answer)
-                if route.type == JSON and not isinstance(answer, Reply)
-                else answer
-            )
+            plain = route.result is None or isinstance(answer, Reply)
+            return answer if plain else Reply.json(answer)
         allowed.append(route.method)
     if not allowed:
         raise Refused(404, f"there is no {path[:128]}; /openapi.json says what there is")

@@ -1,5 +1,5 @@
 """
-The admin service: the admin socket while the daemon runs.
+The admin service: the admin socket and the address for metrics, while the daemon runs.
 """
 
 from __future__ import annotations
@@ -8,24 +8,32 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 
 from ...core.registry import Registry
 from ...net.binding import CannotListen
 from ...net.polling import Poller
-from ..settings import Settings
+from ..orphans import OrphanService
+from ..settings import Settings, hostAndPort
+from .events import Events
 from .health import Health, LoopLag
 from .listening import AdminListener, LazyFactory
 
 if TYPE_CHECKING:
-    from .api import LevelSwitch
+    from .api import Api, LevelSwitch
+    from .profiling import Profiler
+
+#: What can be asked at the address for metrics, which has no idea of who asks.
+PUBLIC = ("/metrics", "/healthz")
 
 
 class AdminService(Service):
     """
-    Serves the admin socket.
+    Serves the admin socket, and the address for metrics where there is one.
     """
 
     _log = Logger()
@@ -37,62 +45,122 @@ class AdminService(Service):
         poller: Poller,
         listening: Callable[[], bool],
         log: Callable[[], LevelSwitch | None],
+        orphans: OrphanService | None = None,
     ) -> None:
         """
         @param poller: what watches its connections.
         @param listening: whether clients can connect.
         @param log: the daemon's log, or L{None} where that is not its own.
+        @param orphans: what looks for orphans, where somebody does.
         """
         self._settings = settings
         self._registry = registry
         self._poller = poller
         self._reactor: Any = poller.reactor
-        self._listening = listening
         self._daemonLog = log
-        self._listener: AdminListener | None = None
+        self._orphans = orphans
         self._startedAt = 0.0
         self._lag = LoopLag(self._reactor)
+        self._health = Health(self._lag, settings.maxLoopLag, listening)
+        self._events = Events(self._reactor)
+        self._ports: list[IListeningPort] = []
+        self._made: Api | None = None
+        self._profiler: Profiler | None = None
 
     def privilegedStartService(self) -> None:
         """
-        Listen.
+        Listen, while there are privileges.
 
-        @raise CannotListen: a path that was asked for cannot be had. Without the default one the
+        @raise CannotListen: what was asked for cannot be had. Without the default admin socket the
             daemon goes on.
         """
-        path = self._settings.adminPath
-        if path is None:
-            return
+        settings = self._settings
+        if settings.adminPath is not None:
+            try:
+                self._listen(settings.adminPath)
+            except CannotListen as problem:
+                if settings.adminSocket is not None:
+                    raise
+                self._log.warn(
+                    "no admin socket: {problem}", event="admin-unavailable", problem=problem
+                )
+        if settings.metricsAddress is not None:
+            self._listenTCP(settings.metricsAddress)
+
+    def _listen(self, path: str) -> None:
         listener = AdminListener(self._poller, path, LazyFactory(self._site))
+        listener.startListening()
+        self._ports.append(listener)
+
+    def _listenTCP(self, address: str) -> None:
+        host, port = hostAndPort(address)
+        factory = LazyFactory(lambda: self._site(PUBLIC))
         try:
-            listener.startListening()
-        except CannotListen as problem:
-            if self._settings.adminSocket is not None:
-                raise
-            self._log.warn("no admin socket: {problem}", event="admin-unavailable", problem=problem)
-        else:
-            self._listener = listener
+            self._ports.append(self._reactor.listenTCP(port, factory, interface=host))
+        except CannotListenError as problem:
+            raise CannotListen(
+                f"cannot serve metrics on {address}: {problem.socketError}; choose another"
+                " --metrics-address"
+            ) from problem
 
     def startService(self) -> None:
         """Serve."""
         super().startService()
         self._startedAt = self._registry.wallClock()
         self._lag.start()
+        self._events.start()
 
-    def stopService(self) -> Deferred[None] | None:
-        """Remove the socket. Its connections end with all others."""
+    def stopService(self) -> Deferred[None]:
+        """
+        Serve no more. Connections end with those of clients.
+
+        @return: fires when nothing listens any more.
+        """
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
         super().stopService()
         self._lag.stop()
-        return self._listener.stopListening() if self._listener is not None else None
+        self._events.stop()
+        if self._profiler is not None:
+            self._profiler.close()
+        for port in self._ports:
+            await maybeDeferred(port.stopListening)
 
-    def _site(self) -> ServerFactory:
-        """What serves the connections, made for the first one."""
-        from functools import partial
+    def _site(self, only: tuple[str, ...] = ()) -> ServerFactory:
+        """
+        What serves connections, made for the first one.
 
-        from .api import Api
-        from .routes import respond
+        @param only: the paths that are served, if not all.
+        """
+        from .routes import responder
         from .web import AdminSite
 
-        health = Health(self._lag, 1.0, self._listening)
-        api = Api(self._registry, health, self._startedAt, self._daemonLog())
-        return AdminSite(partial(respond, api), self._reactor)
+        return AdminSite(responder(self._api(), only), self._reactor)
+
+    def _api(self) -> Api:
+        if self._made is None:
+            from .api import Api
+            from .metrics import DaemonCollector, Metrics
+            from .profiling import Profiler
+
+            if self._settings.pprof:
+                self._profiler = Profiler(self._reactor)
+            orphans = self._orphans
+            collector = DaemonCollector(
+                self._registry,
+                self._health,
+                self._events,
+                None if orphans is None else lambda: len(orphans.orphans),
+            )
+            self._made = Api(
+                self._registry,
+                self._reactor,
+                self._health,
+                self._startedAt,
+                self._events,
+                Metrics(collector),
+                self._profiler,
+                self._daemonLog(),
+            )
+        return self._made

@@ -115,6 +115,11 @@ class VMView:
     @ivar bufferedOutput: bytes of output kept for its shims.
     @ivar bufferedInput: bytes of stdin kept for its processes.
     @ivar blocked: what its output waits for, or null where it flows.
+    @ivar blockedSeconds: for how long its output has waited so far, in all.
+    @ivar outFrames: messages with output that came from it.
+    @ivar outBytes: their bytes, headers included.
+    @ivar inFrames: messages with stdin that went to it.
+    @ivar inBytes: their bytes, headers included.
     """
 
     containerId: str
@@ -133,6 +138,11 @@ class VMView:
     bufferedOutput: int
     bufferedInput: int
     blocked: Blocked | None
+    blockedSeconds: float
+    outFrames: int
+    outBytes: int
+    inFrames: int
+    inBytes: int
 
 
 @attrs.frozen(slots=False)
@@ -253,6 +263,28 @@ class LogLevel:
 
 
 @attrs.frozen(slots=False)
+class Draining:
+    """
+    Whether the daemon drains.
+
+    @ivar draining: whether it takes no new VMs.
+    """
+
+    draining: bool
+
+
+@attrs.frozen(slots=False)
+class Stopping:
+    """
+    The daemon stops.
+
+    @ivar stopping: always true.
+    """
+
+    stopping: bool = True
+
+
+@attrs.frozen(slots=False)
 class Health:
     """
     Whether the daemon works.
@@ -351,6 +383,7 @@ def vmView(vm: VM) -> VMView:
     now = vm.registry.clock.seconds()
     sessions, blocker = vm.processes.sessions, vm.flow.blocker
     lost = vm.state is VMState.LOST
+    waits = now - vm.flow.since if blocker is not None else 0.0
     return VMView(
         containerId=vm.containerId,
         serial=vm.serial,
@@ -367,7 +400,12 @@ def vmView(vm: VM) -> VMView:
         commands=len(vm.commands.waiting) + (vm.commands.inFlight is not None),
         bufferedOutput=sum(session.output.held for session in sessions),
         bufferedInput=sum(session.stdin.size for session in sessions),
-        blocked=Blocked(blocker.name, now - vm.flow.since) if blocker is not None else None,
+        blocked=Blocked(blocker.name, waits) if blocker is not None else None,
+        blockedSeconds=vm.flow.blocked + waits,
+        outFrames=vm.traffic.outFrames,
+        outBytes=vm.traffic.outBytes,
+        inFrames=vm.traffic.inFrames,
+        inBytes=vm.traffic.inBytes,
     )
 
 
