@@ -161,7 +161,7 @@ $(VENV)/.docs: setup.cfg $(VENV)/.installed
 
 # The lower bounds are those of install_requires.
 $(LOWEST)/.installed: $(VENV)/.wheel | $(LOWEST)/.created
-	@sed -n '/^install_requires/,/^$$/s/^ *\([a-z.]*\) >= /\1 == /p' setup.cfg > $(LOWEST)/constraints
+	@sed -n '/^install_requires/,/^$$/s/^ *\([a-z.-]*\) >= /\1 == /p' setup.cfg > $(LOWEST)/constraints
 	@$(LOWEST)/bin/pip install -qq --force-reinstall --no-deps $(WHEEL) >&2
 	@$(LOWEST)/bin/pip install -qq -c $(LOWEST)/constraints "$(WHEEL)[test]" >&2
 	@touch $@

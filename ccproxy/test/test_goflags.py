@@ -185,7 +185,7 @@ class CommandTests(SynchronousTestCase):
 
     def test_acceptedFlags(self) -> None:
         """The flags for profiles are accepted."""
-        self.assertStarted("-pprof", "-pprof-host=h", "-pprof-port=0x10")
+        self.assertStarted("-pprof", "-pprof-host=h", "-pprof-port=0x10", pprof=True)
 
     def test_badValues(self) -> None:
         """Their values are checked; a bad one gives the usage on stderr and status 2."""

@@ -127,6 +127,13 @@ class OptionsTests(SynchronousTestCase):
             "--vm-socket-dir=/run/b",
             "--agent-dialect=hyperstart0",
             "--ksm=off",
+            "--admin-socket=/run/a.sock",
+            "--no-admin",
+            "--metrics-address=[::1]:9091",
+            "--max-loop-lag=0.5",
+            "--orphan=report",
+            "--orphan-after=60",
+            "--pprof",
             "--pod",
         )
         self.assertEqual(
@@ -144,6 +151,13 @@ class OptionsTests(SynchronousTestCase):
                 vmSocketDirs=("/run/a", "/run/b"),
                 agentDialect=Dialect.HYPERSTART0,
                 ksm="off",
+                adminSocket="/run/a.sock",
+                noAdmin=True,
+                metricsAddress="[::1]:9091",
+                maxLoopLag=0.5,
+                orphan="report",
+                orphanAfter=60,
+                pprof=True,
                 pod=True,
             ),
         )

@@ -153,11 +153,8 @@ class Api:
 
         @raise Refused: there is no such level.
         """
-        wanted, log = call.json(views.LogLevel), self._levels()
-        try:
-            log.level = wanted.level
-        except ValueError as problem:
-            raise Refused(400, str(problem)) from None
+        wanted, log = call.json(views.LogLevelWanted), self._levels()
+        log.level = wanted.level
         return views.LogLevel(log.level)
 
     def _levels(self) -> LevelSwitch:

@@ -78,9 +78,7 @@ class DaemonCollector(Collector):
             "By how much the loop was late, at worst in the last ten seconds.",
             found.loopLag,
         )
-        yield _gauge(
-            "ccproxy_draining", "Whether no new VMs are taken.", self.registry.draining
-        )
+        yield _gauge("ccproxy_draining", "Whether no new VMs are taken.", self.registry.draining)
         yield _gauge(
             "ccproxy_event_listeners", "Listeners to /v1/events.", len(self.events.listeners)
         )
@@ -89,9 +87,7 @@ class DaemonCollector(Collector):
         counts = views.counts(self.registry)
         yield _gauges("ccproxy_vms", "VMs, by state.", "state", counts.vms)
         yield _gauges("ccproxy_sessions", "Sessions, by state.", "state", counts.sessions)
-        yield _gauges(
-            "ccproxy_clients", "Client connections, by state.", "state", counts.clients
-        )
+        yield _gauges("ccproxy_clients", "Client connections, by state.", "state", counts.clients)
         yield _gauge("ccproxy_shims", "Client connections that are shims.", counts.shims)
         yield _gauge(
             "ccproxy_pending_commands", "Commands that wait for something.", counts.commands
@@ -118,9 +114,7 @@ class DaemonCollector(Collector):
             "direction",
             {"out": total.outBytes, "in": total.inBytes},
         )
-        yield _gauge(
-            "ccproxy_buffered_bytes", "Bytes kept for all sessions.", registry.budget.used
-        )
+        yield _gauge("ccproxy_buffered_bytes", "Bytes kept for all sessions.", registry.budget.used)
         yield _gauge(
             "ccproxy_buffer_limit_bytes",
             "How many of them make every session's share smaller.",

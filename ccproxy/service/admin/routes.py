@@ -47,6 +47,7 @@ class Route:
     @ivar body: the class that the request's body has to be, or L{None} where it has none.
     @ivar query: the parameters of the query.
     @ivar status: the status of the answer.
+    @ivar also: other statuses that the same answer may have, and what they mean.
     @ivar refusals: the statuses with which it may refuse, and why.
     """
 
@@ -58,6 +59,7 @@ class Route:
     type: str = JSON
     body: Any = None
     query: tuple[Parameter, ...] = ()
+    also: Mapping[int, str] = attrs.field(factory=dict)
     refusals: Mapping[int, str] = attrs.field(factory=dict)
     status: int = 200
 
@@ -116,7 +118,7 @@ ROUTES = (
         "Set the log level",
         Api.setLogLevel,
         views.LogLevel,
-        body=views.LogLevel,
+        body=views.LogLevelWanted,
         refusals={**_BAD_BODY, 409: "The log is not the daemon's own."},
     ),
     Route(
@@ -188,7 +190,7 @@ ROUTES = (
         "Whether the daemon works",
         Api.healthz,
         views.Health,
-        refusals={503: "It does not: the answer says what is wrong."},
+        also={503: "It does not: the answer says what is wrong"},
     ),
     Route("GET", "/metrics", "The metrics, for Prometheus", Api.page, type=TEXT),
     Route("GET", "/openapi.json", "What can be asked: this document", Api.openAPI, dict),

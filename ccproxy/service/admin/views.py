@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from enum import Enum
+from typing import Literal
 
 import attrs
 
@@ -256,10 +257,21 @@ class LogLevel:
     """
     The log level.
 
-    @ivar level: debug, info, warn or error: it and what is more severe is logged.
+    @ivar level: it and what is more severe is logged.
     """
 
     level: str
+
+
+@attrs.frozen(slots=False)
+class LogLevelWanted:
+    """
+    The log level that is wanted.
+
+    @ivar level: under every name that the option takes.
+    """
+
+    level: Literal["debug", "info", "warn", "warning", "error", "fatal", "panic"]
 
 
 @attrs.frozen(slots=False)
