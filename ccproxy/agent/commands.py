@@ -15,7 +15,7 @@ import msgspec
 
 from ..errors import CCProxyError, RequestError
 from ..wire.codes import HYPERSTART1_API, ControlCode, Dialect
-from .interfaces import StartError
+from .interfaces import Root, StartError, Volume
 from .payloads import (
     ExecCmd,
     File,
@@ -94,6 +94,10 @@ def _startpod(agent: Agent, body: bytes) -> bytes:
             raise RequestError("the pod is already started")
         if agent.cc and not data.shareDir:
             raise RequestError("the pod has no shareDir")
+        try:
+            agent.machine.startPod(data.hostname, data.shareDir)
+        except OSError as error:
+            raise RequestError(f"cannot mount {data.shareDir[:64]!r}: {error}") from None
         agent.podStarted = True
         agent.containers.clear()
         for container in data.containers:
@@ -110,6 +114,7 @@ def _destroypodCC(agent: Agent, body: bytes) -> bytes | None:
         agent.whenEnded = None
         agent.podStarted = False
         agent.containers.clear()
+        agent.machine.endPod()
 
     def answer() -> None:
         ended()
@@ -148,6 +153,8 @@ def _newContainer(agent: Agent, data: NewContainer) -> None:
     if data.id in agent.containers:
         raise RequestError(f"there is a container {data.id[:64]!r} already")
     container = agent.newContainer(data.id)
+    volumes = [Volume(volume.source, volume.path, volume.readOnly) for volume in data.fsmap]
+    container.root = Root(data.image, data.rootfs, tuple(volumes))
     container.first = _start(agent, container, process)
     agent.containers[data.id] = container
 

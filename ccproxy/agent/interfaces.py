@@ -25,6 +25,35 @@ class StartError(CCProxyError):
 
 
 @attrs.frozen
+class Volume:
+    """
+    A file or folder of the host's that a container sees.
+
+    @ivar source: where it is in what the host shares.
+    @ivar path: where the container sees it.
+    """
+
+    source: str
+    path: str
+    readOnly: bool = False
+
+
+@attrs.frozen
+class Root:
+    """
+    The file system of a container.
+
+    @ivar image: its folder in what the host shares.
+    @ivar rootfs: its root in there.
+    @ivar volumes: what else it sees.
+    """
+
+    image: str
+    rootfs: str
+    volumes: Sequence[Volume] = ()
+
+
+@attrs.frozen
 class Program:
     """
     A program to start.
@@ -34,6 +63,7 @@ class Program:
     @ivar workdir: its working directory; empty for the machine's choice.
     @ivar terminal: whether it gets a pseudo-terminal instead of three pipes.
     @ivar container: the number of the container that it belongs to, 0 for none.
+    @ivar root: the container's file system, where this is its first program.
     """
 
     args: Sequence[str]
@@ -41,6 +71,7 @@ class Program:
     workdir: str = ""
     terminal: bool = False
     container: int = 0
+    root: Root | None = None
 
 
 class IRunning(Interface):
@@ -99,6 +130,18 @@ class IRunningSink(Interface):
 
 class IMachine(Interface):
     """Where programs run."""
+
+    def startPod(hostname: str, shareDir: str) -> None:
+        """
+        Make ready for containers.
+
+        @param hostname: the pod's name.
+        @param shareDir: what names the folder that the host shares.
+        @raise OSError: that cannot be had.
+        """
+
+    def endPod() -> None:
+        """The pod was destroyed, which the host is told at once."""
 
     def start(program: Program, sink: IRunningSink) -> IRunning:
         """

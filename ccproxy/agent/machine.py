@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from .interfaces import IMachine, IRunningSink, Program, StartError
-from .programs import NOT_STARTED, RunningProgram
+from .programs import NOT_STARTED, Place, RunningProgram
 
 MARK = "CCPROXY_CONTAINER"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -70,11 +70,26 @@ class Machine:
         environment.update(program.environment)
         environment[MARK] = f"{self._mark}.{program.container}"
         workdir = os.path.join("/", program.workdir or home)
+        place = self.place(program)
         running = RunningProgram(
-            self.reactor, program, environment, workdir, sink, self._programs.remove
+            self.reactor, program, environment, workdir, sink, self._programs.remove, place
         )
         self._programs.add(running)
         return running
+
+    def place(self, program: Program) -> Place | None:
+        """
+        Where a program shall run; C{None} is beside the agent.
+
+        @raise StartError: there is no such place.
+        """
+        return None
+
+    def startPod(self, hostname: str, shareDir: str) -> None:
+        """Do nothing: the machine keeps its name, and shares nothing."""
+
+    def endPod(self) -> None:
+        """Do nothing: the machine goes on."""
 
     def members(self, container: int | None) -> list[int]:
         """The pids of a container's processes, or of all; their children included."""

@@ -14,7 +14,7 @@ from zope.interface import implementer
 from ..wire.codes import ControlCode, Dialect
 from ..wire.messages import IO_HEADER, encodeControl, encodeIO
 from . import payloads
-from .interfaces import IRunning, IRunningSink, Program, StartError
+from .interfaces import IRunning, IRunningSink, Program, Root, StartError
 
 if TYPE_CHECKING:
     from .agent import Agent
@@ -35,12 +35,14 @@ class Container:
     @ivar number: what the machine knows it by.
     @ivar processes: those that have not ended.
     @ivar first: the process that it was made with.
+    @ivar root: its file system; none for what is no container.
     """
 
     id: str
     number: int
     processes: list[Process] = attrs.field(factory=list)
     first: Process | None = None
+    root: Root | None = None
 
     @property
     def running(self) -> bool:
@@ -93,6 +95,7 @@ class Process:
             workdir=data.workdir,
             terminal=data.terminal,
             container=self.container.number,
+            root=self.container.root if self.container.first is None else None,
         )
         try:
             self.running = self.agent.machine.start(program, self)

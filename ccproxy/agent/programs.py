@@ -12,7 +12,8 @@ import struct
 import subprocess
 import termios
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 from zope.interface import implementer
 
@@ -22,6 +23,16 @@ from .interfaces import IRunning, IRunningSink, Program, StartError
 #: Exit statuses of a program that does not exist, that cannot be executed, and that cannot be
 #: started for another reason, as shells and chroot give them.
 NOT_FOUND, NOT_EXECUTABLE, NOT_STARTED = 127, 126, 125
+
+
+class Place(Protocol):
+    """Where a program runs, if not beside the agent."""
+
+    def around(self) -> AbstractContextManager[None]:
+        """What is done around the fork of the child that becomes the program."""
+
+    def enter(self, workdir: str) -> None:
+        """What that child does first; it ends in the program's working directory."""
 
 
 @implementer(IRunning)
@@ -42,6 +53,7 @@ class RunningProgram:
         workdir: str,
         sink: IRunningSink,
         reaped: Callable[[RunningProgram], None],
+        place: Place | None = None,
     ) -> None:
         """
         Start the program.
@@ -49,12 +61,13 @@ class RunningProgram:
         @param environment: all its variables.
         @param workdir: where it starts.
         @param reaped: called once it has exited.
+        @param place: where it runs, beside the agent by default.
         @raise StartError: it cannot be started.
         """
         opened: list[int] = []
         try:
             theirs, ours = (_terminal if program.terminal else _pipes)(opened)
-            self._popen = _popen(program, environment, workdir, theirs)
+            self._popen = _popen(program, environment, workdir, theirs, place)
             exit = _pidfd(self._popen)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             for fd in opened:
@@ -163,7 +176,11 @@ def _pipes(opened: list[int]) -> tuple[list[int], list[int]]:
 
 
 def _popen(
-    program: Program, environment: Mapping[str, str], workdir: str, fds: list[int]
+    program: Program,
+    environment: Mapping[str, str],
+    workdir: str,
+    fds: list[int],
+    place: Place | None,
 ) -> subprocess.Popen[bytes]:
     ignored = [n for n in signal.valid_signals() if signal.getsignal(n) is signal.SIG_IGN]
 
@@ -174,18 +191,21 @@ def _popen(
             signal.signal(number, signal.SIG_DFL)
         if program.terminal:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        if place is not None:
+            place.enter(workdir)
 
     stdin, stdout, stderr = fds
-    return subprocess.Popen(
-        program.args,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        cwd=workdir,
-        env=environment,
-        start_new_session=True,
-        preexec_fn=prepare,  # noqa: PLW1509 - it takes no lock, so threads do no harm
-    )
+    with nullcontext() if place is None else place.around():
+        return subprocess.Popen(
+            program.args,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=workdir if place is None else None,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=prepare,  # noqa: PLW1509 - it takes no lock, so threads do no harm
+        )
 
 
 def _pidfd(popen: subprocess.Popen[bytes]) -> int:

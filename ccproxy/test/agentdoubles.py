@@ -79,14 +79,26 @@ class FakeMachine:
     A machine on which everything starts, but for what is in C{missing}.
 
     @ivar signals: what was sent to whole containers.
+    @ivar pods: what was asked of it as a whole.
+    @ivar shares: whether it has what the host shares.
     """
 
     def __init__(self) -> None:
+        self.pods: list[tuple[str, ...]] = []
+        self.shares = True
         self.running: list[FakeRunning] = []
         self.missing: dict[str, int] = {}
         self.signals: list[tuple[int | None, int]] = []
         self.files: dict[str, bytes] = {}
         self.psAsked: list[tuple[Sequence[str], Callable[[bytes | None], None]]] = []
+
+    def startPod(self, hostname: str, shareDir: str) -> None:
+        if not self.shares:
+            raise FileNotFoundError("no such tag")
+        self.pods.append(("start", hostname, shareDir))
+
+    def endPod(self) -> None:
+        self.pods.append(("end",))
 
     def start(self, program: Program, sink: IRunningSink) -> FakeRunning:
         status = self.missing.get(program.args[0])

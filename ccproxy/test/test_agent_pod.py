@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from ccproxy.agent.agent import Agent
-from ccproxy.agent.interfaces import IMachine, IRunning, IRunningSink, Program
+from ccproxy.agent.interfaces import IMachine, IRunning, IRunningSink, Program, Root
 from ccproxy.test.agentdoubles import Bench, FakeHost, FakeMachine, execcmd, newcontainer
 from ccproxy.wire.codes import ControlCode, Dialect
 from ccproxy.wire.messages import CONTROL_HEADER
@@ -165,8 +165,9 @@ class StartTests(SynchronousTestCase):
             running = bench.newcontainer(
                 args=["prog", "a b"], envs=[{"env": "A", "value": "1"}], workdir="/tmp"
             )
+            root = Root("i", "r")
             self.assertEqual(
-                running.program, Program(["prog", "a b"], {"A": "1"}, "/tmp", False, 2)
+                running.program, Program(["prog", "a b"], {"A": "1"}, "/tmp", False, 2, root)
             )
             running = bench.execcmd(args=["other"], terminal=True)
             self.assertEqual(running.program, Program(["other"], {}, "", True, 2))
