@@ -155,6 +155,7 @@ class Registry:
 
     def logEntry(self, client: Client, entry: LogEntry) -> None:
         """A client's entry for our log."""
+        vm = client.session.vm if client.session is not None else client.vm
         self.log.emit(
             LogLevel.levelWithName(entry.level),
             "{text}",
@@ -163,6 +164,7 @@ class Registry:
             source=entry.source,
             container=entry.containerId,
             client=client.name,
+            **(vm.fields if vm is not None else {}),
         )
 
     # -- VMs

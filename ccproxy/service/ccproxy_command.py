@@ -106,7 +106,7 @@ def settingsFrom(given: Mapping[str, Any], environment: Mapping[str, str]) -> Se
     @raise BadConfig: the configuration file cannot be read, or not be used.
     @raise BadSetting: a value makes no sense.
     """
-    values = _options({flag.name: flag.default for flag in FLAGS})
+    values = {"log-format": "logfmt", **_options({flag.name: flag.default for flag in FLAGS})}
     path = findConfig(given.get("config"))
     if path is not None:
         from .options import configured
@@ -118,6 +118,7 @@ def settingsFrom(given: Mapping[str, Any], environment: Mapping[str, str]) -> Se
     if given.get("uri"):
         path = given.get("socket-path") or given["uri"]
         values |= {"pod": True, "ksm": "initial", "socket-path": path}
+        values.setdefault("log-to", "stderr,syslog")
     return settingsOf(values)
 
 

@@ -78,7 +78,7 @@ def _state(registry: Registry, reactor: Any) -> Iterator[tuple[str, dict[str, An
         yield "client", _fields(client)
     for vm in views.allVMs(registry):
         yield "vm", _fields(views.vmView(vm))
-        for session in list(vm.processes.sessions):
+        for session in sorted(vm.processes.sessions, key=lambda session: session.stdio):
             yield "session", _fields(views.sessionView(session))
 
 
@@ -89,14 +89,14 @@ def _fields(view: object) -> dict[str, Any]:
         found = {"vm": found.pop("containerId"), **found}
     if "peer" in found:
         found = {"client": f"{found.pop('number')} {found.pop('peer')}", **found}
-    return {name: _shown(value) for name, value in found.items() if value not in (None, "", [])}
+    return {name: _shown(value) for name, value in found.items() if value != ""}
 
 
 def _shown(value: object) -> object:
     if isinstance(value, float):
         return f"{value:.3f}"
-    if isinstance(value, (dict, list)):
-        return msgspec.json.encode(value).decode()
+    if isinstance(value, dict):
+        return " ".join(f"{name}={_shown(part)}" for name, part in value.items() if part) or None
     return value
 
 

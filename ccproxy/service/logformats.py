@@ -77,8 +77,11 @@ def _pairs(fields: Mapping[str, str]) -> str:
 
 
 def _sentence(entry: Entry) -> str:
-    """Message and fields, for people."""
-    message = _escaped(entry.message)
+    """
+    Message and fields, for people. A message with the two spaces that stand between them is quoted,
+    so that no client's text looks like fields of ours.
+    """
+    message = (_quoted if "  " in entry.message else _escaped)(entry.message)
     return f"{message}  {_pairs(entry.fields)}" if entry.fields else message
 
 

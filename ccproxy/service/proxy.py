@@ -208,6 +208,7 @@ class ProxyService(MultiService):
         self.log.info(
             "ccproxy {version} on Python {python} and Twisted {twisted}",
             event="starting",
+            log_always=True,
             version=__version__,
             python=sys.version.split()[0],
             twisted=twistedVersion,

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import base64
 
+import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.core.registry import randomToken
 from ccproxy.core.states import VMState
-from ccproxy.wire.codes import Command, ControlCode, Dialect
+from ccproxy.wire.codes import Command, ControlCode, Dialect, Stream
 
 from .memory import MemoryVM, World, errorText, registration, startData
 
@@ -200,3 +201,37 @@ class AttachTests(SynchronousTestCase):
             ({}, {}, set(), {client.client}),
         )
         self.assertEqual(world.clock.getDelayedCalls(), [])
+
+
+class VerboseTests(SynchronousTestCase):
+    """What is noted of every command, and what that costs where nobody wants to know."""
+
+    def noted(self, verbose: bool) -> list[str]:
+        """The events of a registration, a round trip, and an end."""
+        world = World(Dialect.CC)
+        world.registry.verbose = verbose
+        agent, _, _ = world.register()
+        world.events.clear()
+        client = world.client()
+        client.call(Command.ATTACH_VM, {"containerId": "vm"})
+        client.hyper("ping")
+        agent.ack()
+        client.connection.end()
+        return [str(entry.get("event")) for entry in world.events]
+
+    def test_quiet(self) -> None:
+        """The steps of a round trip make no event at all, or all of theirs."""
+        self.assertEqual(self.noted(False), [])
+        steps = ["client-connected", "command", "attached", "command", "client-gone"]
+        self.assertEqual(self.noted(True), steps)
+
+    def test_whoLogs(self) -> None:
+        """An entry of a client has the VM that the client is attached to, or whose shim it is."""
+        world = World()
+        agent, runtime, tokens = world.register("pod", 1)
+        shim = world.process(agent, runtime, tokens[0])
+        entry = {"source": "shim", "level": "warn", "msg": "x"}
+        for client in (runtime, shim, world.client()):
+            client.stream(Stream.LOG, msgspec.json.encode(entry))
+        vms = [entry.get("vm") for entry in world.logged("log-entry")]
+        self.assertEqual(vms, ["pod", "pod", None])

@@ -117,10 +117,14 @@ class CommandTests(SynchronousTestCase):
     def assertStarted(self, *arguments: str, **settings: Any) -> None:
         """Check that the daemon would start with these settings."""
         self.assertEqual(self.run_(*arguments), (0, "", ""))
-        ksm = "initial" if settings.get("pod") else "auto"
-        self.assertEqual(
-            self.started.pop(), Settings(**{"logLevel": "warn", "ksm": ksm, **settings})
-        )
+        pod = settings.get("pod")
+        historic = {
+            "logLevel": "warn",
+            "logFormat": "logfmt",
+            "logTo": "stderr,syslog" if pod else "stderr",
+            "ksm": "initial" if pod else "auto",
+        }
+        self.assertEqual(self.started.pop(), Settings(**{**historic, **settings}))
 
     def test_defaults(self) -> None:
         """Without a flag it is the daemon of the whole machine, and it logs little."""

@@ -133,6 +133,12 @@ class LineTests(SynchronousTestCase):
             '  vm=demo client="pid=1 uid=0"$',
         )
 
+    def test_fieldsInAMessage(self) -> None:
+        """A text with what looks like fields is quoted."""
+        logged = Logged()
+        logged.logger.info("{text}", text="lost  vm=other")
+        self.assertTrue(logged.line().endswith('info  "lost  vm=other"'))
+
     def test_longValues(self) -> None:
         """A long value is cut, and says so."""
         logged = Logged()

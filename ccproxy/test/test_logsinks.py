@@ -217,6 +217,17 @@ class SinksTests(SocketCase):
         self.assertEqual(self.sinks("journal", "syslog"), ["Journal", "Syslog", stderr])
         self.assertEqual(self.sinks("syslog", "stderr"), ["Syslog", stderr])
 
+    def test_datagrams(self) -> None:
+        """Each entry is a message of its own, however many wait."""
+        reader = self.listen()
+        log = DaemonLog(Settings(), sinksOf(Settings(logTo="syslog")))
+        logger = Logger("ccproxy", observer=log)
+        for text in ("one", "two", "three"):
+            logger.info(text)
+        log.flush(0)
+        told = [reader.recv(1000).rpartition(b": ")[2] for _ in range(3)]
+        self.assertEqual(told, [b"one", b"two", b"three"])
+
     def test_stalled(self) -> None:
         """P18: a sink that takes nothing holds up neither the caller nor the other sinks."""
         reader = self.listen()

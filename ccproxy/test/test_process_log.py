@@ -4,17 +4,23 @@ The real daemon's log: entries of clients, consoles, and what must never be in i
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ccproxy import __version__
 from ccproxy.test.processes import ProcessTestCase
+from ccproxy.test.test_logging import parseLogfmt
 from ccproxy.testing.client import BlockingClient
 from ccproxy.testing.daemon import Daemon
 from ccproxy.wire.codes import Command
+from twisted import __version__ as twistedVersion
 
 
 def entry(msg: object, **more: object) -> dict[str, object]:
@@ -237,3 +243,81 @@ class FormatsTests(ProcessTestCase):
         self.assertEqual(daemon.stop(), 0)
         lines = [json.loads(line) for line in daemon.log().split("\n") if line]
         self.assertTrue(any("{braces}" in str(line) for line in lines))
+
+
+class OperatorTests(ProcessTestCase):
+    """What an operator does with the log of a running daemon."""
+
+    def start(self, *flags: str) -> Daemon:
+        """A C{cc-proxy}, started."""
+        daemon = Daemon(*flags)
+        self.addCleanup(daemon.clear)
+        return daemon.start()
+
+    def entries(self, daemon: Daemon) -> list[dict[str, str]]:
+        """The log, as the parsers of the historic daemon's log read it."""
+        return [parseLogfmt(line) for line in daemon.log().splitlines()]
+
+    def connect(self, daemon: Daemon) -> BlockingClient:
+        """A client of that daemon."""
+        client = BlockingClient(daemon.path)
+        self.addCleanup(client.close)
+        return client
+
+    def test_firstLine(self) -> None:
+        """The first line, at any level, names what runs, and what is set otherwise."""
+        daemon = self.start("-log", "error")
+        first = self.entries(daemon)[0]
+        for part in (f"ccproxy {__version__}", sys.version.split()[0], f"Twisted {twistedVersion}"):
+            self.assertIn(part, first["msg"])
+        self.assertIn(f"socket-path={daemon.path}", first["settings"])
+        self.assertIn("log-level=error", first["settings"])
+        self.assertEqual((first["name"], first["source"]), ("ccproxy", "proxy"))
+        self.assertEqual(first["pid"], str(daemon.pid))
+
+    def test_dump(self) -> None:
+        """SIGUSR1 logs the state and what is waited for, at any level; the daemon goes on."""
+        daemon = self.start()
+        client = self.connect(daemon)
+        for _ in range(2):
+            daemon.process.send_signal(signal.SIGUSR1)
+            daemon.waitLog("dump-end")
+            client.probe()
+        events = [entry.get("event") for entry in self.entries(daemon)]
+        self.assertIn("dump-client", events)
+        self.assertIn("dump-wait", events)
+        self.assertIn("dump-limits", events)
+
+    def test_level(self) -> None:
+        """The level can be changed while the daemon runs, and what it hides is back at once."""
+        daemon = self.start()
+        client = self.connect(daemon)
+        connection = http.client.HTTPConnection("ccproxy", timeout=10)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        self.addCleanup(connection.close)
+        connection.sock.settimeout(10)
+        connection.sock.connect(f"{daemon.path}.admin")
+        for level, shown in (("warn", 0), ("debug", 1), ("warn", 1), ("debug", 2)):
+            connection.request("PUT", "/v1/loglevel", json.dumps({"level": level}))
+            response = connection.getresponse()
+            self.assertEqual((response.status, response.read()[:9]), (200, b'{"level":'))
+            client.probe()
+            time.sleep(0.1)
+            events = [entry.get("event") for entry in self.entries(daemon)]
+            self.assertEqual(events.count("command"), shown, level)
+
+    def test_rate(self) -> None:
+        """A flood of entries is cut, and counted."""
+        daemon = Daemon.byTwistd("--log-rate=10", "--log-format=logfmt")
+        self.addCleanup(daemon.clear)
+        daemon.start()
+        client = self.connect(daemon)
+        for nth in range(500):
+            client.log(entry(f"noise {nth}"))
+        client.probe()
+        self.assertEqual(daemon.stop(), 0)
+        entries = self.entries(daemon)
+        shown = sum(entry["msg"].startswith("noise") for entry in entries)
+        (left,) = (entry for entry in entries if entry.get("event") == "log-rate")
+        self.assertEqual((shown, left["count"], left["of"]), (50, "450", "log-entry"))
+        self.assertEqual(entries[-1]["event"], "log-rate")
