@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 #: Bits of an event that say that the peer has closed its end, wholly or for writing.
 HANGUP = EPOLLRDHUP | EPOLLHUP | EPOLLERR
 #: Bytes read from a socket at a time, and so the most between two looks at the others.
-READ_SIZE = 64 << 10
+READ_SIZE = 256 << 10
+#: Seconds for which the beginning of a unit waits in its socket for its end.
+REST_TIMEOUT = 0.02
 #: Events taken at a time.
 MOST_EVENTS = 32
 #: Steps of the queue in one turn of the reactor.
@@ -77,6 +79,7 @@ class Poller:
         self._removed: set[int] = set()
         self._working = False
         self._nextTurn: IDelayedCall | None = None
+        self._cut: set[StreamTransport] = set()
         reactor.addReader(self)
 
     def add(self, transport: StreamTransport) -> None:
@@ -111,6 +114,17 @@ class Poller:
             self._queue.append(transport)
             if not self._working:
                 self._continueSoon()
+
+    def waitForRest(self, transport: StreamTransport) -> None:
+        """Call C{transport.restOverdue()} in a while."""
+        if not self._cut:
+            self.reactor.callLater(REST_TIMEOUT, self._restsOverdue)
+        self._cut.add(transport)
+
+    def _restsOverdue(self) -> None:
+        cut, self._cut = self._cut, set()
+        for transport in cut:
+            transport.restOverdue()
 
     def fileno(self) -> int:
         """The epoll's descriptor, for the reactor."""

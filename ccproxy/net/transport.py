@@ -7,9 +7,11 @@ What it does otherwise than Twisted's own transport:
    sent before it went is read to its end, and only that end is told.
  - What is sent is with the kernel at once or not taken at all, so a sender knows what is on its
    way, and can learn when the peer has read it.
- - Input that the protocol does not use yet is kept here and offered again. All transports of a
-   poller read into one buffer; a transport of its own has only the rest of a cut unit. The
-   protocol bounds that rest: it closes when a unit announces too great a length.
+ - Input is looked at where it waits, in the socket, and only what the protocol has used is taken
+   from there: whole units. So a process that takes the socket over finds the beginning of one.
+   Only of a unit that is longer than the buffer, or whose end stays away, the beginning is taken
+   and kept here; the protocol bounds that rest: it closes when a unit announces too great a
+   length. All transports of a poller read into one buffer.
  - A hang-up is noticed while reading is paused.
 
 Protocols that use it provide L{IBufferedProtocol}. For all others there is
@@ -27,6 +29,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from fcntl import ioctl
 from select import EPOLLOUT, EPOLLRDHUP
+from socket import MSG_PEEK
 from termios import TIOCOUTQ
 
 import attrs
@@ -44,9 +47,9 @@ from .polling import HANGUP, READ_SIZE, Poller
 MOST_PER_CALL = 32 << 10
 #: The most buffers in one call: the system's IOV_MAX.
 MOST_BUFFERS = 1024
-#: A rest up to this many bytes is copied in front of what is read next; a longer one is appended
-#: to instead, so that its bytes are not copied for every small piece that comes.
-MOST_IN_FRONT = 8 << 10
+#: A unit of which so many bytes have come, and not its end, is taken in parts: a socket may not
+#: hold more of it.
+LONG_UNIT = 64 << 10
 #: Reads for one L{StreamTransport.readNow} of a peer that is there, which may never stop sending:
 #: far more than a socket holds.
 MOST_AT_ONCE = 32
@@ -85,9 +88,14 @@ def hungUp(fd: int) -> bool:
 
     @param fd: the socket's descriptor.
     """
+    return bool(_polled(fd, 0))
+
+
+def _polled(fd: int, events: int) -> list[tuple[int, int]]:
+    """What C{poll} says now about a descriptor, a hang-up included."""
     poll = select.poll()
-    poll.register(fd, 0)
-    return bool(poll.poll(0))
+    poll.register(fd, events)
+    return poll.poll(0)
 
 
 def _portions(data: Iterable[Buffer]) -> Iterator[tuple[list[Buffer], int]]:
@@ -138,7 +146,7 @@ class StreamTransport:
     _goneTold: bool = attrs.field(default=False, init=False)
     _receiving: bool = attrs.field(default=False, init=False)
     _rest: bytearray | None = attrs.field(default=None, init=False)
-    _offerAgain: bool = attrs.field(default=False, init=False)
+    _overdue: bool = attrs.field(default=False, init=False)
 
     # Writing.
     _output: _Output = attrs.field(default=_FREE, init=False)
@@ -162,6 +170,15 @@ class StreamTransport:
     def fileno(self) -> int:
         """The socket's descriptor, -1 once it is closed."""
         return self._socket.fileno()
+
+    @property
+    def rest(self) -> bytes:
+        """What was read and is not used yet: for the process that goes on with the socket."""
+        return bytes(self._rest or b"")
+
+    @rest.setter
+    def rest(self, data: bytes) -> None:
+        self._rest = bytearray(data) or None
 
     # What the poller calls.
 
@@ -203,12 +220,12 @@ class StreamTransport:
 
     def _readOn(self) -> None:
         """Read and offer, one buffer at most: the rest is for another step."""
-        while self._life is _OPEN and not self._paused:
+        while self._life is _OPEN and not self._paused and self._readable:
             if not self._read():
                 break
         if self._life is _OPEN:
             if not self._paused:
-                if self._readable or self._offerAgain:
+                if self._readable:
                     self._poller.enqueue(self)
             elif self._gone and not self._goneTold:
                 self._goneTold = True
@@ -216,17 +233,10 @@ class StreamTransport:
 
     def _read(self) -> bool:
         """
-        Offer the rest again if that is due, else read once and offer what came.
+        Look at what has come, offer it, and take what was used.
 
         @return: whether to go on in the same step.
         """
-        if self._offerAgain:
-            self._offerAgain = False
-            if self._rest is not None:
-                self._offer(memoryview(self._rest), True)
-            return self._readable
-        if not self._readable:
-            return False
         poller = self._poller
         scratch = poller.scratch
         if scratch is None:
@@ -239,11 +249,8 @@ class StreamTransport:
             poller.scratch = scratch
 
     def _readInto(self, scratch: memoryview) -> bool:
-        rest = self._rest
-        front = len(rest) if rest is not None and len(rest) <= MOST_IN_FRONT else 0
-        room = scratch[front:] if front else scratch
         try:
-            count = self._socket.recv_into(room)
+            count = self._socket.recv_into(scratch, 0, MSG_PEEK)
         except BlockingIOError:
             self._readable = self._hungUp = False
             return False
@@ -253,35 +260,66 @@ class StreamTransport:
         if count == 0:
             self._end()
             return False
-        if count < len(room) and not self._hungUp:
-            # There was no more, and there will be an edge for what comes.
-            self._readable = False
-        if rest is None:
-            self._offer(scratch[:count], False)
-        elif front:
-            scratch[:front] = rest
-            self._offer(scratch[: front + count], False)
-        else:
-            rest += scratch[:count]
-            self._offer(memoryview(rest), True)
-        return self._readable and count < len(room)
+        full, ending = count == len(scratch), self._hungUp
+        # If there was no more, there will be an edge for what comes.
+        self._readable = full or ending
+        taken = self._offer(scratch, count)
+        if self._life is not _OPEN or self._paused:
+            return False
+        if taken < count and not full:
+            if ending:
+                # What is left is a unit whose end will not come.
+                self._end()
+                return False
+            self._poller.waitForRest(self)
+        return self._readable and not full
 
-    def _offer(self, data: memoryview, isRest: bool) -> None:
+    def _offer(self, scratch: memoryview, count: int) -> int:
         """
-        Let the protocol use what it can, and keep the rest.
+        Let the protocol use what it can, and take that from the socket.
 
-        @param isRest: C{data} is all of the rest that is kept, and not the poller's buffer.
+        @param count: how much of C{scratch} has been filled.
+        @return: how much of that was taken.
         """
+        rest, kept = self._rest, 0
+        data = scratch[:count]
+        if rest is not None:
+            kept = len(rest)
+            rest += data
+            data = memoryview(rest)
         self._receiving = True
         try:
             used = self.protocol.bufferReceived(data)
         finally:
             self._receiving = False
-        if used == len(data) or self._life is not _OPEN:
+        if self._life is not _OPEN:
+            return count
+        overdue = self._overdue or count >= LONG_UNIT
+        if used < kept or (not used and overdue and not self._paused):
+            # The beginning of a unit is kept here.
+            taken = 0 if self._paused else count
+            if rest is None:
+                self._rest = bytearray(data)
+            else:
+                data.release()
+                del rest[kept + taken :], rest[:used]
+        else:
+            taken = used - kept
             self._rest = None
-            self._offerAgain = False
-        elif used or not isRest:
-            self._rest = bytearray(data[used:])
+        self._overdue = False
+        self._take(scratch, taken)
+        return taken
+
+    def _take(self, scratch: memoryview, size: int) -> None:
+        """Take from the socket what has been looked at there."""
+        while size:
+            size -= self._socket.recv_into(scratch, size)
+
+    def restOverdue(self) -> None:
+        """The end of a unit has not come: its beginning shall not stand in the peer's way."""
+        if self._life is _OPEN and not self._paused and self._rest is None:
+            self._overdue = self._readable = True
+            self._poller.enqueue(self)
 
     def _end(self) -> None:
         self._life = _ENDED
@@ -296,9 +334,8 @@ class StreamTransport:
         """See L{IConnection.resumeReading}."""
         if self._paused:
             self._paused = self._goneTold = False
-            self._offerAgain = self._receiving or self._rest is not None
-            if self._readable or self._offerAgain:
-                self._poller.enqueue(self)
+            self._readable = True
+            self._poller.enqueue(self)
 
     def hungUp(self) -> bool:
         """See L{IConnection.hungUp}."""
@@ -306,12 +343,13 @@ class StreamTransport:
 
     def readNow(self) -> None:
         """See L{IConnection.readNow}."""
-        if self._receiving:
+        if self._receiving or self._life is not _OPEN:
             return
-        self._readable = self._hungUp = True
+        self._readable = True
+        self._hungUp = bool(_polled(self.fileno(), select.POLLRDHUP))
         reads = 0
         try:
-            while self._life is _OPEN and not self._paused and (self._readable or self._offerAgain):
+            while self._life is _OPEN and not self._paused and self._readable:
                 if reads == MOST_AT_ONCE and not self.hungUp():
                     self._poller.enqueue(self)
                     break

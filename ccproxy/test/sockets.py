@@ -18,6 +18,9 @@ from ..net.adapter import SinkProtocol
 from ..net.ordinary import attach
 from ..net.polling import Poller
 
+#: The size of the poller's buffer: less than a socket holds.
+READ_SIZE = 64 << 10
+
 
 @implementer(IStreamSink)
 class RecordingSink:
@@ -81,6 +84,7 @@ class SocketCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = MemoryReactorClock()
         self.poller = Poller(self.reactor)
+        self.poller.scratch = memoryview(bytearray(READ_SIZE))
         self.addCleanup(self.poller.close)
 
     def turn(self, times: int = 1) -> None:

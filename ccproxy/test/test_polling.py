@@ -19,8 +19,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from ..net.ordinary import attach
-from ..net.polling import MOST_EVENTS, READ_SIZE, STEPS, Poller
-from .sockets import RecordingProtocol, SocketCase
+from ..net.polling import MOST_EVENTS, STEPS, Poller
+from .sockets import READ_SIZE, RecordingProtocol, SocketCase
 
 
 class PollerTests(SocketCase):

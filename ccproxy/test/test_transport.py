@@ -5,6 +5,7 @@ Tests of L{ccproxy.net.transport}.
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 import struct
@@ -18,9 +19,9 @@ from ..interfaces import IConnection, IStreamSink
 from ..net.adapter import SinkProtocol
 from ..net.buffered import IBufferedProtocol
 from ..net.ordinary import attach
-from ..net.polling import READ_SIZE
-from ..net.transport import MOST_IN_FRONT, MOST_PER_CALL
-from .sockets import RecordingProtocol, SocketCase
+from ..net.polling import REST_TIMEOUT
+from ..net.transport import MOST_AT_ONCE, MOST_PER_CALL
+from .sockets import READ_SIZE, RecordingProtocol, SocketCase
 
 LENGTH = struct.Struct(">I")
 
@@ -130,16 +131,88 @@ class ReadingTests(SocketCase):
         self.turn()
         self.assertEqual(sink.data, expected)
 
-    def test_restGrowsInPlace(self) -> None:
-        """A long rest is whole again after pieces of any length."""
+    def test_takesWholeUnits(self) -> None:
+        """A cut unit waits in the socket, where another process would find its beginning."""
+        sink, connection, peer = self.connected(wholeUnits)
+        waiting = socket.socket(fileno=os.dup(connection.fileno()))
+        self.addCleanup(waiting.close)
+        peer.send(unit(b"one") + unit(b"two")[:5])
+        self.turn(3)
+        self.assertEqual(sink.data, unit(b"one"))
+        self.assertEqual(waiting.recv(100, socket.MSG_PEEK), unit(b"two")[:5])
+        peer.send(unit(b"two")[5:] + b"\0")
+        self.turn()
+        self.assertEqual(sink.data, unit(b"one") + unit(b"two"))
+        self.assertEqual(waiting.recv(100, socket.MSG_PEEK), b"\0")
+
+    def test_pausedTakesNoMore(self) -> None:
+        """What a sink that pauses has not used stays in the socket."""
+        sink, connection, peer = self.connected()
+
+        def one(data: memoryview) -> int:
+            connection.pauseReading()
+            return 1
+
+        sink.use = one
+        waiting = socket.socket(fileno=os.dup(connection.fileno()))
+        self.addCleanup(waiting.close)
+        peer.send(b"abc")
+        self.turn(2)
+        self.assertEqual(waiting.recv(100, socket.MSG_PEEK), b"bc")
+
+    def test_overdueRest(self) -> None:
+        """A unit that comes in more pieces than the peer's socket holds arrives whole."""
         sink, _, peer = self.connected(wholeUnits)
-        data = unit(bytes(range(256)) * (MOST_IN_FRONT // 128)) + unit(b"n")
-        for size in (MOST_IN_FRONT, 1, 1, 100, len(data)):
-            peer.send(data[:size])
-            data = data[size:]
-            self.turn()
-        self.assertEqual(len(sink.data), LENGTH.size * 2 + MOST_IN_FRONT * 2 + 1)
-        self.assertEqual(sink.data[-1:], b"n")
+        peer.setblocking(False)
+        data = unit(bytes(range(250)) * 8) + unit(b"next")
+        at = waits = 0
+        while at < len(data):
+            try:
+                at += peer.send(data[at : at + 1])
+            except BlockingIOError:
+                waits += 1
+                self.assertLess(waits, 3)
+                self.turn()
+                self.reactor.advance(REST_TIMEOUT)
+            else:
+                self.turn(at % 50 == 0)
+        self.turn()
+        self.assertEqual(sink.data, data)
+        self.assertGreater(waits, 0)
+
+    def test_restOfPausedSink(self) -> None:
+        """What has been taken of a long unit is offered again to a sink that has paused."""
+        sink, connection, peer = self.connected(wholeUnits)
+        data = unit(b"x" * READ_SIZE) + unit(b"n")
+        peer.send(data[:READ_SIZE])
+        self.turn(2)
+
+        def pause(data: memoryview) -> int:
+            connection.pauseReading()
+            return 0
+
+        sink.use = pause
+        peer.send(data[READ_SIZE:])
+        self.turn(2)
+        sink.use = wholeUnits
+        connection.resumeReading()
+        self.turn(2)
+        self.assertEqual(sink.data, data)
+
+    def test_partOfRest(self) -> None:
+        """A sink may use a part of what has been taken for it: it looks for a beginning."""
+        sink, _, peer = self.connected(nothing)
+        peer.send(b"abcd")
+        self.turn(2)
+        self.reactor.advance(REST_TIMEOUT)
+        self.turn(2)
+        sink.use = lambda data: 2
+        peer.send(b"ef")
+        self.turn()
+        sink.use = len
+        peer.send(b"g")
+        self.turn()
+        self.assertEqual(sink.data, b"abcdefg")
 
     def test_peerClosesAfterSending(self) -> None:
         """All that was sent is read before the end is told, however much it is."""
@@ -369,19 +442,23 @@ class PausingTests(SocketCase):
         """P3: a peer that sends as fast as it is read holds up nobody, and is read on later."""
         sink, connection, peer = self.connected()
 
+        flood = b"z" * 1000
+        self.poller.scratch = memoryview(bytearray(len(flood)))
+
         def use(data: memoryview) -> int:
-            if len(sink.data) < 1000:
-                peer.send(b"z")
+            if len(sink.data) < 100 * len(flood):
+                peer.send(flood)
             else:
                 peer.close()
             return len(data)
 
         sink.use = use
-        peer.send(b"z")
+        peer.send(flood)
+        peer.send(flood)
         connection.readNow()
-        self.assertLess(len(sink.data), 1000)
+        self.assertEqual(len(sink.data), MOST_AT_ONCE * len(flood))
         self.turn(100)
-        self.assertEqual((sink.data, sink.calls[-1]), (b"z" * 1001, "ended"))
+        self.assertEqual((sink.data, sink.calls[-1]), (flood * 102, "ended"))
 
     def test_readNowWhilePaused(self) -> None:
         """Nothing is read while reading is paused."""
