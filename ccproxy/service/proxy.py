@@ -235,7 +235,8 @@ class ProxyService(MultiService):
         await self.registry.drain()
         await _done(self._embedded.stopService())
         Service.stopService(self)
-        for service in self:
+        # The connections end last, so that the others can still say what there is to say.
+        for service in reversed(list(self)):
             if service not in (self._listening, self._embedded):
                 await _done(service.stopService())
         self.log.info("stopped", event="stopped")
