@@ -8,6 +8,7 @@
 #   make soak           VMs and shims that come and go, for TIME=1200 seconds
 #   make bench          what a frame, a keystroke and a VM cost; with DOCS=1 for docs/performance
 #   make bench-check    whether that is within bench/speed/bounds.toml
+#   make check-contrib  the alerts, policies and the dashboard of contrib/, by Debian's tools
 #   make docs           the documentation, in docs/_build
 #   make conformance    the black-box suite, where it lies beside this folder
 #   make clean          remove all that these have made
@@ -26,7 +27,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # The tests run from the wheel; those of what is not in it find it here.
 export CCPROXY_SOURCE := $(CURDIR)
 
-.PHONY: run command test unit lint test-lowest check-run fuzz soak bench bench-check docs conformance clean
+.PHONY: run command test unit lint test-lowest check-run fuzz soak bench bench-check check-contrib docs conformance clean
 .DELETE_ON_ERROR:
 
 # The command is given to the shell inside the VM exactly as it was typed, so make must not look
@@ -91,6 +92,9 @@ bench-check: $(VENV)/.installed $(VENV)/load $(VENV)/relay
 
 $(VENV)/load $(VENV)/relay: $(VENV)/%: bench/speed/%.c bench/speed/peers.h | $(VENV)/.compiler
 	cc -O2 -o $@ $<
+
+check-contrib:
+	@bash make/check-contrib $(VENV)/contrib
 
 docs: $(VENV)/.docs
 	"$(BIN)/sphinx-build" -q -W --keep-going -b html docs docs/_build

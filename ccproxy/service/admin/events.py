@@ -30,6 +30,16 @@ ALIVE_INTERVAL = 15.0
 
 #: What a runtime, a shim or a guest has said is no event of the daemon.
 _FOREIGN = ("console", "log-entry")
+#: Those that contrib/prometheus alerts on are counted from 0, because nobody sees a counter increase
+#: that is new.
+_ALERTED = (
+    "output-dropped",
+    "shim-stalled",
+    "slow-answer",
+    "undelivered",
+    "vm-failed",
+    "vm-lost",
+)
 #: The only events of level debug that are told.
 _TOLD = ("backpressure-on", "backpressure-off")
 
@@ -45,7 +55,7 @@ class Events:
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter(dict.fromkeys(_ALERTED, 0))
         self.listeners: set[Listener] = set()
 
     def start(self) -> None:

@@ -1,0 +1,92 @@
+"""
+The dashboard and the alerts of contrib/ name metrics that the daemon has.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
+
+import ccproxy
+
+from ..service.admin.events import Events
+from ..service.admin.health import Health, LoopLag
+from ..service.admin.metrics import DaemonCollector, Metrics
+from .memory import World
+
+_METRIC = re.compile(r"\b(?:ccproxy|process)_[a-z_]+\b")
+_EVENT = re.compile(r'\bevent=~?\\?"([a-z|-]+)')
+
+
+def contrib(path: str) -> Path:
+    """A file of contrib/."""
+    source = os.environ.get("CCPROXY_SOURCE") or Path(ccproxy.__file__).parent.parent
+    found = Path(source, "contrib", path)
+    if not found.exists():
+        raise SkipTest(f"there is no {found}; CCPROXY_SOURCE names the sources")
+    return found
+
+
+def expressions(part: Any) -> Iterator[str]:
+    """All queries of a dashboard, or of a part of one."""
+    if isinstance(part, dict):
+        if "expr" in part:
+            yield part["expr"]
+        part = list(part.values())
+    if isinstance(part, list):
+        for each in part:
+            yield from expressions(each)
+
+
+def dashboard() -> str:
+    """All queries of the dashboard, one a line."""
+    return "\n".join(expressions(json.loads(contrib("grafana/ccproxy.json").read_text())))
+
+
+class MetricsTests(SynchronousTestCase):
+    """contrib/prometheus and contrib/grafana against /metrics."""
+
+    def setUp(self) -> None:
+        """The page of a daemon that has just begun."""
+        clock = Clock()
+        health = Health(LoopLag(clock), 1.0, lambda: True)
+        collector = DaemonCollector(World().registry, health, Events(clock), lambda: 0)
+        self.page = Metrics(collector).page().body.decode()
+        self.known = set()
+        for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", self.page, re.MULTILINE):
+            parts = ("_bucket", "_count", "_sum") if kind == "histogram" else ("",)
+            self.known |= {name + part for part in parts}
+
+    def check(self, text: str, least: int) -> None:
+        """Check that all metrics and events in a text are on the page, and are so many."""
+        named = set(_METRIC.findall(text))
+        self.assertGreater(len(named), least)
+        self.assertEqual(named - self.known, set())
+        for event in {name for found in _EVENT.findall(text) for name in found.split("|")}:
+            self.assertIn(f'ccproxy_events_total{{event="{event}"}} 0.0\n', self.page)
+
+    def test_alerts(self) -> None:
+        """Each alert is about metrics and events that are there from the start."""
+        text = contrib("prometheus/ccproxy.rules.yml").read_text()
+        rules = re.findall(r"^ +expr: (.*?)\n +(?:for|labels):", text, re.MULTILINE | re.DOTALL)
+        self.assertEqual(len(rules), text.count("- alert: "))
+        self.check("\n".join(rules), 10)
+        self.check(contrib("prometheus/ccproxy.test.yml").read_text(), 10)
+
+    def test_dashboard(self) -> None:
+        """Each panel of the dashboard shows metrics that are there from the start."""
+        self.check(dashboard(), 20)
+
+    def test_everything(self) -> None:
+        """What the daemon counts is on the dashboard, less what is about itself alone."""
+        ours = {name for name in self.known if name.startswith("ccproxy_")}
+        ours -= {name for name in ours if name.endswith(("_sum", "_bucket", "_count"))}
+        missing = ours - set(_METRIC.findall(dashboard()))
+        self.assertEqual(missing, {"ccproxy_draining", "ccproxy_event_listeners"})
