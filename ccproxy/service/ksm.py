@@ -2,10 +2,10 @@
 KSM, the kernel's merging of memory pages that are the same: paced by the VMs that come.
 
 VMs that have just started hold the same pages many times over, and running ones less and less. So
-a registration makes the kernel scan eagerly, and then it slows down in steps, to what was set before.
+a registration makes the kernel scan eagerly; then it slows down in steps, to what was set before.
 
 The kernel takes its time with these files: while it scans, a write to them waits. So a thread of
-its own reads and writes them, and nothing ever waits for that, but the end of the daemon for a while.
+its own reads and writes them. Nothing waits for that, but for a while the end of the daemon.
 """
 
 from __future__ import annotations
