@@ -10,8 +10,10 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import tomllib
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,15 @@ from .running import Bench, Failed
 
 HERE = Path(__file__).resolve().parent
 BOUNDS = HERE / "bounds.toml"
+#: The part of the processors that others may use before it is said.
+QUIET = 0.1
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.speed", description=__doc__)
     parser.add_argument("--programs", type=Path, required=True, help="where load and relay are")
     parser.add_argument("--rounds", type=int, default=5, help="medians of so many (default: 5)")
-    parser.add_argument("--rows", default="", help="only those that begin with one of A,B,...")
+    parser.add_argument("--rows", default="", help="only these: A,B,... or patterns as stdout-*")
     parser.add_argument("--output", type=Path, help="a folder for results, tables and plots")
     parser.add_argument("--check", action="store_true", help="only compare with bounds.toml")
     parser.add_argument("--list", action="store_true", help="say which rows there are")
@@ -42,8 +46,22 @@ def _chosen(options: argparse.Namespace, bounds: Sequence[str]) -> list[Row]:
         wanted = {other for row in rows if row.name in bounds for other in (row.name, row.against)}
         rows = [row for row in rows if row.name in wanted]
     if options.rows:
-        rows = [row for row in rows if row.name.startswith(tuple(options.rows.split(",")))]
+        patterns = options.rows.split(",")
+        rows = [row for row in rows if any(fnmatch(row.name, each) for each in patterns)]
     return rows
+
+
+def _othersUse(seconds: float) -> float:
+    """The part of the processors that is used now, when nothing of ours runs."""
+
+    def times() -> tuple[int, int]:
+        found = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+        return sum(found[3:5]), sum(found[:8])
+
+    idle, total = times()
+    time.sleep(seconds)
+    idleThen, totalThen = times()
+    return 1 - (idleThen - idle) / max(1, totalThen - total)
 
 
 def _run(rows: Sequence[Row], rounds: int, bench: Bench) -> dict[str, dict[str, dict[str, Any]]]:
@@ -83,7 +101,15 @@ def main() -> int:
     if not shutil.which("socat"):
         print("socat, one of the yardsticks, is not installed", file=sys.stderr)
         return 2
-    facts = {**machine(), "processors": len(os.sched_getaffinity(0)), "rounds": options.rounds}
+    others = _othersUse(1)
+    facts = {
+        **machine(),
+        "processors": len(os.sched_getaffinity(0)),
+        "used by others": f"{100 * others:.0f} %",
+        "medians of runs": options.rounds,
+    }
+    if others > QUIET:
+        print(f"the machine is not quiet: others use {others:.0%} of it", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         bench = Bench(options.programs, Path(folder))
         try:

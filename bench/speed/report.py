@@ -12,8 +12,8 @@ from .results import UNITS, Results, Verdict, ratio, reached
 from .rows import COSTS, PROXY, RELAY, ROWS, SIZES, SOCAT, SUBJECTS
 from .svg import Axis, plot
 
-#: The load generator counts as the limit where the one that is measured is idle for more than
-#: this part of the time, and the load generator is not.
+#: Who is idle for more than this part of the time is not the limit. Both can be, where each waits
+#: for the other, or for a processor that others use.
 IDLE = 0.1
 
 Table = Sequence[Sequence[str]]
@@ -81,7 +81,7 @@ def limits(results: Results) -> Table:
             idle = found["busy"] < 1 - IDLE
             limit = subject
             if idle:
-                limit = "the load generator" if found["load_busy"] > 1 - IDLE else "wake-ups"
+                limit = "the load generator" if found["load_busy"] > 1 - IDLE else "neither"
             part = [f"{100 * found[key]:.0f} %" for key in ("busy", "load_busy")]
             lines.append([row.name, subject, f"{1e6 / found['wall_us']:.0f}", *part, limit])
     return lines
