@@ -1,13 +1,18 @@
 # Each habit is one command, and sets up what it needs in .venv:
 #
 #   make run            try ccproxy out: a shell in an embedded VM (CMD='...' for one command)
+#   make vm             the same in a real VM, by QEMU
 #   make test           everything that has to hold: types, style, tests, coverage
 #   make test-lowest    the fast tests with the oldest supported dependencies
 #   make lint           types and style alone
 #   make fuzz           the fuzz targets, guided by coverage, for TIME=600 seconds
+#   make test-vm        the tests that boot real VMs
 #   make soak           VMs and shims that come and go, for TIME=1200 seconds
 #   make bench          what a frame, a keystroke and a VM cost; with DOCS=1 for docs/performance
 #   make bench-check    whether that is within bench/speed/bounds.toml
+#   make test-systemd   the installed units beside a real systemd, in a box of its own (as root)
+#   make install        install ccproxy and its units: PREFIX=/usr/local SYSCONFDIR=/etc DESTDIR=
+#   make uninstall      remove what that has installed, but the configuration
 #   make check-contrib  the alerts, policies and the dashboard of contrib/, by Debian's tools
 #   make docs           the documentation, in docs/_build
 #   make conformance    the black-box suite, where it lies beside this folder
@@ -17,17 +22,19 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
 CONFORMANCE ?= ../shared/conformance/run.py
 
 BIN := $(CURDIR)/$(VENV)/bin
 LOWEST := .venv-lowest
 SOURCES := $(shell find ccproxy twisted -name __pycache__ -prune -o -print)
-FAST_TESTS := $(filter-out ccproxy.test.test_process_% ccproxy.test.test_faults_%,$(subst /,.,$(basename $(filter ccproxy/test/test_%.py,$(SOURCES)))))
+FAST_TESTS := $(filter-out ccproxy.test.test_process_% ccproxy.test.test_faults_% ccproxy.test.test_vm_% ccproxy.test.test_systemd_%,$(subst /,.,$(basename $(filter ccproxy/test/test_%.py,$(SOURCES)))))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # The tests run from the wheel; those of what is not in it find it here.
 export CCPROXY_SOURCE := $(CURDIR)
 
-.PHONY: run command test unit lint test-lowest check-run fuzz soak bench bench-check check-contrib docs conformance clean
+.PHONY: run vm command test test-vm unit lint test-lowest check-run fuzz soak bench bench-check install uninstall test-systemd check-contrib docs conformance clean
 .DELETE_ON_ERROR:
 
 # The command is given to the shell inside the VM exactly as it was typed, so make must not look
@@ -42,14 +49,18 @@ endif
 # leaves the status in a file, and `run` makes it make's own: make/exitstatus.py says how.
 STATUS := $(VENV)/.status-$(shell echo $$PPID)
 
-run: command
+run vm: command
 	@$(eval status := $(shell cat $(STATUS) && rm -f $(STATUS)))\
 	$(if $(filter-out 0,$(status)),$(eval -load $(shell $(PYTHON) make/exitstatus.py $(status) $(VENV))))\
 	exit $(status)
 
 command: $(VENV)/.installed
-	@status=0; env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS -u MAKEOVERRIDES "$(BIN)/ccproxyctl" demo \
-	    --log $(VENV)/demo.log -- $(COMMAND) || status=$$?; echo $$status > $(STATUS)
+	@status=0; $(PREPARE) env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS -u MAKEOVERRIDES "$(BIN)/ccproxyctl" demo \
+	    --log $(VENV)/demo.log $(DEMO) -- $(COMMAND) || status=$$?; echo $$status > $(STATUS)
+
+vm: PREPARE := sh make/qemu.sh &&
+vm: DEMO := --qemu
+vm test-vm: export CCPROXY_VM_CACHE := $(CURDIR)/build/vm
 
 test: lint unit check-run
 
@@ -61,7 +72,7 @@ unit: $(VENV)/.tools
 	"$(BIN)/coverage" report --rcfile="$(CURDIR)/setup.cfg")
 
 lint: $(VENV)/.tools
-	"$(BIN)/mypy" ccproxy twisted/plugins/ccproxy_plugin.py make/exitstatus.py fuzz bench
+	"$(BIN)/mypy" ccproxy twisted/plugins/ccproxy_plugin.py make/exitstatus.py make/install.py make/systemdbox.py fuzz bench
 	"$(BIN)/ruff" check .
 
 test-lowest: $(LOWEST)/.installed
@@ -75,6 +86,10 @@ check-run: $(VENV)/.installed
 	$(MAKE) --no-print-directory run CMD='echo hello; echo oops >&2; exit 7' \
 	    > "$$folder/out" 2> "$$folder/err" < /dev/null || status=$$?; \
 	cat "$$folder/err" && test "$$status" = 7 && test "$$(cat "$$folder/out")" = hello && grep -qx oops "$$folder/err"
+
+test-vm: $(VENV)/.tools
+	@sh make/qemu.sh
+	@"$(BIN)/python" -P -m twisted.trial $(VM_TESTS)
 
 fuzz: $(VENV)/.fuzz
 	@"$(BIN)/python" -m fuzz run --time $(or $(TIME),600)
@@ -92,6 +107,25 @@ bench-check: $(VENV)/.installed $(VENV)/load $(VENV)/relay
 
 $(VENV)/load $(VENV)/relay: $(VENV)/%: bench/speed/%.c bench/speed/peers.h | $(VENV)/.compiler
 	cc -O2 -o $@ $<
+
+install: $(VENV)/.wheel
+	@"$(BIN)/python" make/install.py $(INSTALL) --wheel $(WHEEL)
+
+uninstall:
+	@$(PYTHON) make/install.py $(INSTALL) --uninstall
+
+# The box needs nothing of the machine but that it gives namespaces; where it does not, says so.
+test-systemd: $(VENV)/.wheel
+	@command -v systemd-analyze > /dev/null || { apt-get update -q && apt-get install -qy systemd; }
+	@"$(BIN)/python" make/systemdbox.py true || { status=$$?; \
+	    test $$status = 77 && echo "make test-systemd: skipped" && exit 0; exit $$status; }; \
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	place="--prefix /usr/local --destdir $$folder" && \
+	"$(BIN)/python" make/install.py $$place --wheel $(WHEEL) && \
+	"$(BIN)/python" make/systemdbox.py --tree "$$folder" -- env CCPROXY_BOX=1 \
+	    /usr/local/lib/ccproxy/bin/python -m twisted.trial ccproxy.test.test_systemd_units && \
+	"$(BIN)/python" make/install.py $$place --uninstall && \
+	test "$$(find "$$folder" -not -type d)" = "$$folder/etc/ccproxy/ccproxy.toml"
 
 check-contrib:
 	@bash make/check-contrib $(VENV)/contrib
@@ -132,9 +166,12 @@ $(LOWEST)/.created:
 	$(call create,$(LOWEST))
 
 $(VENV)/.wheel: $(SOURCES) setup.cfg pyproject.toml README.md LICENSE | $(VENV)/.created
-	@rm -rf build $(VENV)/wheel
+	@rm -rf build/lib build/bdist.* $(VENV)/wheel
 	@$(BIN)/pip wheel -qq --no-deps --no-build-isolation -w $(VENV)/wheel . >&2
 	@touch $@
+
+INSTALL = $(if $(INSTALL_PYTHON),--python "$(INSTALL_PYTHON)") --prefix "$(PREFIX)" \
+    --destdir "$(DESTDIR)" --sysconfdir "$(SYSCONFDIR)"
 
 WHEEL = $$(echo $(VENV)/wheel/ccproxy-*.whl)
 
