@@ -72,6 +72,11 @@ class ListeningSocket:
     path: str
     _inode: tuple[int, int] | None = None
 
+    @property
+    def made(self) -> tuple[int, int] | None:
+        """What tells the file at its path from others, if we have made it."""
+        return self._inode
+
     def close(self) -> None:
         """Stop listening. The path is removed if we made it and it is still the same."""
         if self._inode is not None:

@@ -5,8 +5,10 @@ Getting at a VM's sockets: its two channels and its console, with clean-up on ev
 from __future__ import annotations
 
 import os
+import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Optional
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
@@ -21,6 +23,8 @@ from ..errors import CCProxyError, RegistryError
 from ..interfaces import IConnector
 from .connectunix import connectUNIX
 from .console import Console
+from .ordinary import attach
+from .passed import inodeOf
 from .polling import Poller
 from .protocols import AgentChannel, ControlChannel, IOChannel
 
@@ -49,6 +53,21 @@ class _Sockets:
     consoleAttempt: Deferred[None] | None = None
     consoleRetry: Wait | None = None
     consoleWarned: bool = False
+
+
+@attrs.frozen
+class ChannelsForm:
+    """
+    What the connector knows of one VM, as it is written down.
+
+    @ivar serial: the VM's.
+    @ivar identities: those of its channels' sockets.
+    @ivar console: the inode of the connection to its console, if it is connected.
+    """
+
+    serial: int
+    identities: list[tuple[int, int, int]] = attrs.field(factory=list)
+    console: Optional[int] = None
 
 
 @implementer(IConnector)
@@ -161,6 +180,45 @@ class Connector:
         if sockets.console is not None:
             sockets.console.close()
 
+    def written(self) -> list[ChannelsForm]:
+        """All that is known, for another process. VMs that are being connected begin anew there."""
+        return [
+            ChannelsForm(
+                vm.serial,
+                sockets.identities,
+                None if sockets.console is None else inodeOf(sockets.console.fileno()),
+            )
+            for vm, sockets in self._sockets.items()
+            if sockets.attempt is None or sockets.attempt.called
+        ]
+
+    def consoles(self) -> list[int]:
+        """The descriptors of all connections to consoles."""
+        consoles = [sockets.console for sockets in self._sockets.values()]
+        return [console.fileno() for console in consoles if console is not None]
+
+    def adopt(self, forms: Iterable[ChannelsForm], made: Mapping[int, socket.socket]) -> None:
+        """
+        Go on with what another process has L{written}.
+
+        @param made: the connections to consoles, by their inodes, among others.
+        """
+        vms = [*self.registry.vms.values(), *self.registry.leaving]
+        bySerial = {vm.serial: vm for vm in vms}
+        for form in forms:
+            vm = bySerial.get(form.serial)
+            if vm is None or (vm.control is None and vm.io is None):
+                continue
+            sockets = self._sockets[vm] = _Sockets(form.identities)
+            self._holders.update(dict.fromkeys(form.identities, vm))
+            connection = made.get(form.console) if form.console is not None else None
+            if connection is not None:
+                console = self._console(vm, sockets)
+                attach(self._poller, connection, vm.request.console or "", console)
+                sockets.console = console
+            elif vm.request.console:
+                self._openConsole(vm, sockets)
+
     def _openConsole(self, vm: VM, sockets: _Sockets) -> None:
         """Connect to the console; where that fails, again later."""
         sockets.consoleAttempt = Deferred.fromCoroutine(self._readConsole(vm, sockets))
@@ -170,15 +228,7 @@ class Connector:
 
     async def _readConsole(self, vm: VM, sockets: _Sockets) -> None:
         path = vm.request.console or ""
-
-        def retry() -> None:
-            sockets.console = None
-            if self._sockets.get(vm) is sockets:
-                sockets.consoleRetry = self.registry.later(
-                    CONSOLE_RETRY, self._openConsole, vm, sockets
-                )
-
-        console = Console(vm, retry)
+        console = self._console(vm, sockets)
         try:
             # Each time anew: what stands there may have changed since the last try.
             holder = self._holders.get(self._identify(path))
@@ -197,4 +247,14 @@ class Connector:
                     reason=str(error),
                     **vm.fields,
                 )
-            retry()
+            self._retryConsole(vm, sockets)
+
+    def _console(self, vm: VM, sockets: _Sockets) -> Console:
+        return Console(vm, lambda: self._retryConsole(vm, sockets))
+
+    def _retryConsole(self, vm: VM, sockets: _Sockets) -> None:
+        sockets.console = None
+        if self._sockets.get(vm) is sockets:
+            sockets.consoleRetry = self.registry.later(
+                CONSOLE_RETRY, self._openConsole, vm, sockets
+            )

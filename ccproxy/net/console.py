@@ -70,6 +70,10 @@ class Console:
                 **self._vm.fields,
             )
 
+    def fileno(self) -> int:
+        """The connection's descriptor."""
+        return self._connection.fileno()
+
     def close(self) -> None:
         """Take what has come, read no more, and tell nobody."""
         self._whenLost = _nobody

@@ -54,12 +54,14 @@ class UNIXListener:
         factory: IProtocolFactory,
         mode: int = 0o660,
         group: str | int | None = None,
+        taken: ListeningSocket | None = None,
     ) -> None:
         """
         @param poller: the poller of the connections.
         @param factory: makes their protocols; it refuses one by making none.
         @param mode: see L{bind}.
         @param group: see L{bind}.
+        @param taken: the socket of the process whose place this one takes.
         """
         self.path = path
         self._poller = poller
@@ -67,6 +69,7 @@ class UNIXListener:
         self._mode = mode
         self._group = group
         self._listening: ListeningSocket | None = None
+        self._taken = taken
         self._reserve: int | None = None
         self._starved = False
         self._again: IDelayedCall | None = None
@@ -87,7 +90,18 @@ class UNIXListener:
         """
         @raise CannotListen: there can be no socket.
         """
-        return passedSocket(os.environ) or bind(self.path, self._mode, self._group)
+        passed, taken = passedSocket(os.environ), self._taken
+        self._taken = None
+        if taken is not None:
+            if passed is None and taken.path == os.path.abspath(self.path):
+                return taken
+            taken.close()  # something else was configured meanwhile
+        return passed or bind(self.path, self._mode, self._group)
+
+    @property
+    def made(self) -> tuple[int, int] | None:
+        """What tells the file at its path from others, if we have made it."""
+        return None if self._listening is None else self._listening.made
 
     def stopListening(self) -> Deferred[None]:
         """Stop, and remove the socket's path if we made it. Connections go on."""

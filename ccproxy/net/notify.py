@@ -178,12 +178,23 @@ class Notifier:
             self._retry = self._clock.callLater(RETRY_INTERVAL, self._sendWaiting)
         return True
 
+    def flush(self) -> bool:
+        """
+        Try now what waits.
+
+        @return: whether nothing waits any more.
+        """
+        while self._socket is not None and self._waiting:
+            if not self._sendNow(self._socket, self._waiting[0]):
+                return False
+            self._waiting.popleft().close()
+        return True
+
     def close(self) -> None:
         """Tell the manager nothing any more. What still waits is tried once, and dropped."""
         cancel(self._retry)
         if self._socket is not None:
-            while self._waiting and self._sendNow(self._socket, self._waiting[0]):
-                self._waiting.popleft().close()
+            self.flush()
             self._socket.close()
             self._socket = None
         while self._waiting:

@@ -27,20 +27,27 @@ from .transport import StreamTransport
 
 
 def attach(
-    poller: Poller, socket: socket.socket, peer: str, protocol: IProtocol | IBufferedProtocol
+    poller: Poller,
+    socket: socket.socket,
+    peer: str,
+    protocol: IProtocol | IBufferedProtocol,
+    rest: bytes = b"",
 ) -> None:
     """
     Give a connected AF_UNIX stream socket to a protocol.
 
     @param peer: who is at the other end, for logs.
     @param protocol: one that provides L{IBufferedProtocol}, or any other.
+    @param rest: what another process has taken from the socket, and not used.
     @raise OSError: the system cannot watch one more socket. The socket has been closed.
     """
     reader = cast(IBufferedProtocol, protocol)
     if not IBufferedProtocol.providedBy(protocol):
         reader = OrdinaryTransport(protocol, socket)
     try:
-        StreamTransport(poller, socket, peer).begin(reader)
+        transport = StreamTransport(poller, socket, peer)
+        transport.rest = rest
+        transport.begin(reader)
     except OSError:
         socket.close()
         raise

@@ -176,8 +176,11 @@ def _run(settings: Settings, read: Callable[[], Settings]) -> None:
     def onUser() -> None:
         service.dump()
 
+    def onTerminate() -> bool:
+        return service.handOver()
+
     raiseLimit()
-    handleSignals(reactor, onHangUp, onUser)
+    handleSignals(reactor, onHangUp, onUser, onTerminate)
     log = beginLogging(settings, reactor)
     with failingClearly():
         service = ProxyService(settings, reactor)

@@ -32,6 +32,8 @@ def makeService(options: Options) -> TwistdService:
     twistd = {} if options.parent is None else options.parent
     proxy = ProxyService(settings, reactor)
     reload = Reload(proxy, settings, options.read)
-    service = TwistdService(proxy, settings, twistd, reactor, reload, proxy.dump)
+    service = TwistdService(
+        proxy, settings, twistd, reactor, reload, proxy.dump, proxy.handOver
+    )
     proxy.useLog(service.daemonLog)
     return service

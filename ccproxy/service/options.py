@@ -142,6 +142,12 @@ class Options(usage.Options):
         ["pod", None, "Serve one VM only, and end after it, as cc-proxy -uri does"],
         ["no-admin", None, "Make no admin socket"],
         ["pprof", None, "Let the admin socket make profiles of the daemon"],
+        [
+            "keep-descriptors",
+            None,
+            "On SIGTERM, leave all connections to the service manager for the next process: for "
+            "systemd units with a descriptor store; ccproxyctl supervise sets it",
+        ],
     ]
 
     optParameters: list[list[Any]] = [

@@ -19,6 +19,7 @@ from twisted import __version__ as twistedVersion
 
 from .. import __version__
 from ..core.registry import Registry
+from ..net.binding import ListeningSocket
 from ..net.connecting import Connector
 from ..net.listening import UNIXListener
 from ..net.polling import Poller
@@ -26,6 +27,7 @@ from ..net.protocols import ProxyFactory
 from .dumping import StateDump
 from .logging import DaemonLog
 from .pod import PodService
+from .restart import Restart
 from .settings import Settings
 from .systemd import SystemdService
 
@@ -78,6 +80,8 @@ class RegistryService(Service):
 class ListeningService(Service):
     """
     The client socket.
+
+    @ivar taken: that of the process whose place this one takes, before this starts.
     """
 
     log = Logger()
@@ -86,6 +90,7 @@ class ListeningService(Service):
         self._settings = settings
         self._registry = registry
         self._listener: UNIXListener | None = None
+        self.taken: ListeningSocket | None = None
 
     def privilegedStartService(self) -> None:
         """
@@ -101,9 +106,15 @@ class ListeningService(Service):
             ProxyFactory(registry),
             mode=settings.socketMode,
             group=settings.socketGroup,
+            taken=self.taken,
         )
         self._listener.startListening()
         registry.url = f"unix://{self._listener.path}"
+
+    @property
+    def listener(self) -> UNIXListener | None:
+        """What accepts connections, once this has started."""
+        return self._listener
 
     @property
     def listening(self) -> bool:
@@ -124,6 +135,9 @@ class ProxyService(MultiService):
     @ivar systemd: what tells systemd of the daemon.
     @ivar daemonLog: the log, once there is one, or L{None} where it is not ours.
     @ivar dump: writes all that the daemon knows to the log.
+    @ivar listeningService: the client socket.
+    @ivar embedded: the embedded VMs.
+    @ivar restart: hands over to the next process, and takes over from the one before.
     """
 
     log = Logger()
@@ -139,9 +153,9 @@ class ProxyService(MultiService):
         self._reactor = reactor
         self.registry = RegistryService(settings, reactor)
         self.dump = StateDump(self.registry.registry, reactor)
-        self._listening = ListeningService(settings, self.registry)
-        self._embedded = MultiService()
-        services: list[IService] = [self.registry, self._listening, self._embedded]
+        self.listeningService = ListeningService(settings, self.registry)
+        self.embedded = MultiService()
+        services: list[IService] = [self.registry, self.listeningService, self.embedded]
         if settings.pod:
             services.append(PodService(self.registry.registry, reactor))
         elif settings.ksm != "initial":
@@ -149,6 +163,7 @@ class ProxyService(MultiService):
         services += self._admin()
         self.systemd = SystemdService(self.registry.registry, reactor, os.environ)
         services.append(self.systemd)
+        self.restart = Restart(self, settings, reactor, os.environ)
         for service in services:
             service.setServiceParent(self)
         if settings.embeddedVMs:
@@ -156,7 +171,7 @@ class ProxyService(MultiService):
 
             for name in settings.embeddedVMs:
                 vm = EmbeddedVM(name, settings, reactor, self.registry.connector.allow)
-                vm.setServiceParent(self._embedded)
+                vm.setServiceParent(self.embedded)
 
     def _ksm(self, mode: str) -> IService:
         from .ksm import KSMService
@@ -167,7 +182,7 @@ class ProxyService(MultiService):
 
     def _admin(self) -> list[IService]:
         """What watches the daemon, and what it is shown to, as far as they are wanted."""
-        settings, registry, listening = self._settings, self.registry, self._listening
+        settings, registry, listening = self._settings, self.registry, self.listeningService
         services: list[IService] = []
         orphans = None
         if settings.orphan == "report":
@@ -214,12 +229,18 @@ class ProxyService(MultiService):
             twisted=twistedVersion,
             settings=" ".join(f"{name}={value}" for name, value in differing.items()) or None,
         )
+        self.restart.take()
         super().privilegedStartService()
 
     def startService(self) -> None:
         """Serve."""
+        self.restart.resume()
         super().startService()
         self.log.info("listening on {path}", event="started", path=self.registry.registry.url)
+
+    def handOver(self) -> bool:
+        """SIGTERM has come: whether it is a restart."""
+        return self.restart.begin()
 
     def stopService(self) -> Deferred[None]:
         """
@@ -231,13 +252,13 @@ class ProxyService(MultiService):
 
     async def _stop(self) -> None:
         self.systemd.stopping()
-        await _done(self._listening.stopService())
+        await _done(self.listeningService.stopService())
         await self.registry.drain()
-        await _done(self._embedded.stopService())
+        await _done(self.embedded.stopService())
         Service.stopService(self)
         # The connections end last, so that the others can still say what there is to say.
         for service in reversed(list(self)):
-            if service not in (self._listening, self._embedded):
+            if service not in (self.listeningService, self.embedded):
                 await _done(service.stopService())
         self.log.info("stopped", event="stopped")
 

@@ -38,11 +38,16 @@ def raiseLimit() -> None:
 
 
 def handleSignals(
-    reactor: Any, reload: Callable[[], object], dump: Callable[[], object]
+    reactor: Any,
+    reload: Callable[[], object],
+    dump: Callable[[], object],
+    handOver: Callable[[], bool] = bool,
 ) -> None:
     """
     Let SIGTERM and SIGINT end the daemon in order, with exit status 0, however often they come,
     SIGHUP make it read its configuration again, and SIGUSR1 write its state to the log.
+
+    @param handOver: asked at SIGTERM whether it does something else instead.
 
     The signals are held back from now on, and handled once the reactor runs: it brings handlers of
     its own then, after which C{twistd} would die of the signal that stopped it. Threads must be
@@ -50,6 +55,8 @@ def handleSignals(
     """
 
     def stop(name: str) -> None:
+        if name == "SIGTERM" and handOver():
+            return
         try:
             reactor.stop()
         except ReactorNotRunning:
@@ -118,6 +125,7 @@ class TwistdService(MultiService):
         reactor: Any,
         reload: Callable[[], object],
         dump: Callable[[], object],
+        handOver: Callable[[], bool] = bool,
     ) -> None:
         """
         @param service: the daemon.
@@ -126,12 +134,14 @@ class TwistdService(MultiService):
         @param reactor: what C{twistd} runs.
         @param reload: called for SIGHUP.
         @param dump: called for SIGUSR1.
+        @param handOver: see L{handleSignals}.
         """
         super().__init__()
         service.setServiceParent(self)
         self._reactor = reactor
         self._reload = reload
         self._dump = dump
+        self._handOver = handOver
         self._foreground = bool(twistd.get("nodaemon"))
         self.daemonLog = _twistdLog(settings, twistd, reactor)
         if self._foreground and twistd.get("pidfile") == os.path.abspath("twistd.pid"):
@@ -149,7 +159,7 @@ class TwistdService(MultiService):
     def privilegedStartService(self) -> None:
         """Start, after the last fork and before privileges are given up."""
         raiseLimit()
-        handleSignals(self._reactor, self._reload, self._dump)
+        handleSignals(self._reactor, self._reload, self._dump, self._handOver)
         if self.daemonLog is not None:
             self.daemonLog.start()
         with failingClearly(self._foreground):

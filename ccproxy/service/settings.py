@@ -249,6 +249,7 @@ class Settings:
     @ivar orphan: one of L{ORPHANS}.
     @ivar orphanAfter: seconds after which a VM without client and shim is an orphan.
     @ivar pprof: whether profiles can be made.
+    @ivar keepDescriptors: whether SIGTERM hands over to the next process.
     """
 
     socketPath: str = attrs.field(
@@ -286,6 +287,7 @@ class Settings:
     orphan: str = attrs.field(default="keep", validator=_checked(_checkOrphan))
     orphanAfter: float = attrs.field(default=300.0, validator=_checked(_checkSeconds))
     pprof: bool = False
+    keepDescriptors: bool = False
 
     @property
     def url(self) -> str:

@@ -11,20 +11,38 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from .. import __version__
 
-#: The module of each command, and what the command does.
+#: The module of each command, which has C{makeParser} and C{main}, and what the command does.
 COMMANDS = {
     "run": ("run", "start a container in a VM, connected to this terminal"),
     "exec": ("exec", "start one more process in a running container"),
     "shim": ("shim", "stand for a process in a VM, as a runtime's shim"),
     "demo": ("demo", "start a proxy with an embedded VM, for one command in it"),
+    "vm": ("vm.command", "start, stop and list real VMs"),
+    "status": ("status", "show the daemon's version, and what it has to do"),
+    "vms": ("vms", "list the VMs"),
+    "sessions": ("sessions", "list the processes in VMs, from their tokens to their ends"),
+    "clients": ("clients", "list who is connected"),
+    "commands": ("commands", "list the commands that have no answer yet"),
+    "top": ("top", "watch the VMs by their throughput"),
+    "events": ("events", "show what happens, as it happens"),
+    "console": ("console", "show what a VM's console has said"),
+    "dump": ("dump", "print the whole state of the daemon"),
+    "loglevel": ("loglevel", "show or set how much the daemon logs"),
+    "drain": ("drain", "have the daemon take no new VMs"),
+    "stop": ("stop", "end the daemon in order"),
+    "supervise": ("supervise", "run the daemon, and keep its connections over its restarts"),
+    "check-config": ("checkconfig", "check a configuration file"),
+    "completion": ("completion", "print what a shell needs to complete these commands"),
 }
 
 
-def _parser() -> argparse.ArgumentParser:
-    commands = "\n".join(f"  {name:<8}{help}" for name, (_, help) in COMMANDS.items())
+def makeParser() -> argparse.ArgumentParser:
+    """What the command line may begin with."""
+    commands = "\n".join(f"  {name:<14}{help}" for name, (_, help) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="ccproxyctl",
         usage="ccproxyctl COMMAND [OPTION...]",
@@ -37,6 +55,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def commandParsers() -> dict[str, argparse.ArgumentParser]:
+    """What the command line of each command may say, for completion and documentation."""
+    return {name: _module(name).makeParser() for name in COMMANDS}
+
+
+def _module(command: str) -> Any:
+    return import_module(f"{__package__}.{COMMANDS[command][0]}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """
     Run a command.
@@ -47,9 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] not in COMMANDS:
         # Prints help, version or an error, and exits.
-        _parser().parse_args(words[:1])
-    module = import_module(f"{__package__}.{COMMANDS[words[0]][0]}")
-    status: int = module.main(words[1:])
+        makeParser().parse_args(words[:1])
+    status: int = _module(words[0]).main(words[1:])
     return status
 
 

@@ -1,0 +1,117 @@
+"""
+How the daemon restarts: the process before, this one, and the next.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ReactorNotRunning
+from twisted.logger import Logger
+
+from ..net.restarting import HANDED_OVER, KEEP_VARIABLE
+from ..net.store import DescriptorStore
+from .handover import Handover
+
+if TYPE_CHECKING:
+    from .proxy import ProxyService
+    from .settings import Settings
+
+#: Seconds that the log may take for its last lines.
+FLUSH_TIMEOUT = 2.0
+
+
+class Restart:
+    """
+    @ivar keeps: whether SIGTERM hands over, where there is somebody to keep what is handed over.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        proxy: ProxyService,
+        settings: Settings,
+        reactor: Any,
+        environment: MutableMapping[str, str],
+    ) -> None:
+        """
+        @param environment: that of the process; what is not for its children is removed.
+        """
+        self._proxy = proxy
+        self._reactor = reactor
+        self._environment = environment
+        self._underWay = False
+        wanted = settings.keepDescriptors or environment.pop(KEEP_VARIABLE, "") == "1"
+        notifier = proxy.systemd.notifier
+        self.keeps = wanted and notifier.present
+        self._useless = wanted and not notifier.present
+        service = proxy.registry
+        self.handover = Handover(
+            service.registry,
+            service.connector,
+            service.poller,
+            DescriptorStore(notifier, environment),
+        )
+
+    def take(self) -> None:
+        """Look at what the process before has left."""
+        if self._useless:
+            self.log.warn(
+                "--keep-descriptors: no service manager is there to keep them, so SIGTERM ends"
+                " all connections; start the daemon from a unit with NotifyAccess= and"
+                " FileDescriptorStoreMax=, or with ccproxyctl supervise",
+                event="store-missing",
+            )
+        self.handover.take(self._environment)
+        self._proxy.listeningService.taken = self.handover.listening
+
+    def resume(self) -> None:
+        """Go on with it."""
+        self.handover.resume()
+
+    def begin(self, insist: bool = True) -> bool:
+        """
+        Hand over to the next process, if that can be; the daemon ends then.
+
+        @param insist: end in order if handing over fails.
+        @return: whether it is tried.
+        """
+        if self.keeps and not self._underWay:
+            self._underWay = True
+            self.log.info("restarting", event="restarting")
+            trying = Deferred.fromCoroutine(self._handOver(insist))
+            trying.addErrback(lambda failure: self.log.failure("cannot hand over", failure))
+        return self.keeps
+
+    async def _handOver(self, insist: bool) -> None:
+        embedded: Any = self._proxy.embedded
+        stopping = embedded.stopService()
+        if isinstance(stopping, Deferred):
+            await stopping
+        if self.handover.handOver(self._proxy.listeningService.listener):
+            self._end()
+        self._underWay = False
+        if not insist:
+            embedded.startService()
+            return
+        try:
+            self._reactor.stop()
+        except ReactorNotRunning:
+            self.log.debug("stopping already", event="stopping")
+
+    def _end(self) -> None:
+        """
+        End this process at once: its sockets are not its own any more, and an ordinary end would
+        close them in the eyes of their peers.
+        """
+        log = self._proxy.daemonLog
+        if log is not None:
+            log.flush(FLUSH_TIMEOUT)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(HANDED_OVER)

@@ -1,0 +1,320 @@
+"""
+C{ccproxyctl supervise}: run the daemon, keep its descriptors, and start it again when it has ended.
+
+What systemd does for a service with a descriptor store, for machines without systemd and for tests:
+the daemon speaks sd_notify to both. No reactor runs here, so that as little as possible is in
+memory, and as little as possible can go wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import resource
+import select
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from array import array
+from collections.abc import Sequence
+from contextlib import suppress
+from struct import Struct
+
+import attrs
+
+from ..errors import CCProxyError
+from ..net.passed import FIRST, Passed
+from ..net.restarting import HANDED_OVER, KEEP_VARIABLE
+
+#: Seconds until a daemon that has died is started again: at once the first time, then ever later.
+DELAYS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+#: Seconds after which a daemon that serves counts as one that works: the next one is started at
+#: once.
+STEADY = 1.0
+#: How many descriptors are kept by default.
+CAPACITY = 16384
+
+_FORWARDED = (signal.SIGHUP, signal.SIGUSR1)
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+_CREDENTIALS = Struct("3i")
+_MOST_TEXT = 4096
+_MOST_DESCRIPTORS = 253
+
+
+@attrs.define(eq=False)
+class Store:
+    """
+    The descriptors that the daemon has left here.
+
+    @ivar capacity: how many there may be.
+    @ivar kept: each with its name, in the order of their arrival.
+    """
+
+    capacity: int
+    kept: list[tuple[str, int]] = attrs.field(factory=list)
+
+    def add(self, name: str, descriptors: Sequence[int]) -> int:
+        """
+        Keep descriptors; those that are kept already are closed.
+
+        @return: how many had no room, and were closed too.
+        """
+        known = {_identity(descriptor) for _, descriptor in self.kept}
+        refused = 0
+        for descriptor in descriptors:
+            full = len(self.kept) >= self.capacity
+            if full or _identity(descriptor) in known:
+                os.close(descriptor)
+                refused += full
+            else:
+                self.kept.append((name, descriptor))
+        return refused
+
+    def remove(self, name: str) -> None:
+        """Close all of a name."""
+        for kept, descriptor in self.kept:
+            if kept == name:
+                os.close(descriptor)
+        self.kept = [each for each in self.kept if each[0] != name]
+
+    def end(self) -> None:
+        """Close all, so that everybody at the other ends learns it."""
+        for name, descriptor in self.kept:
+            Passed(descriptor, name, 0).close()
+        self.kept.clear()
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino
+
+
+class Supervisor:
+    """
+    Runs one daemon after the other.
+    """
+
+    def __init__(self, command: Sequence[str], capacity: int = CAPACITY) -> None:
+        """
+        @param command: the daemon's command line.
+        @param capacity: how many descriptors are kept.
+        """
+        self._command = list(command)
+        self._store = Store(capacity)
+        self._pid = 0
+        self._started = 0.0
+        self._failures = 0
+        self._ready = self._everReady = False
+        self._ending = False
+        self._runtime = os.environ.get("XDG_RUNTIME_DIR") or None
+
+    def run(self) -> int:
+        """
+        Run daemons until there shall be none.
+
+        @return: the exit status of the last one.
+        """
+        self._folder = tempfile.mkdtemp(prefix="ccproxy-", dir=self._runtime)
+        self._address = os.path.join(self._folder, "notify")
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as self._socket:
+                self._socket.bind(self._address)
+                self._socket.setblocking(False)
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+                return self._run()
+        finally:
+            self._store.end()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _run(self) -> int:
+        reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        for number in (*_FORWARDED, *_ENDING, signal.SIGUSR2, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
+        poll = select.poll()
+        poll.register(reading, select.POLLIN)
+        poll.register(self._socket, select.POLLIN)
+        startAt: float | None = time.monotonic()
+        while True:
+            if startAt is not None and time.monotonic() >= startAt:
+                startAt = None
+                self._start()
+            timeout = None if startAt is None else 1000 * max(0.0, startAt - time.monotonic())
+            poll.poll(timeout)
+            self._listen()
+            with suppress(BlockingIOError):
+                for byte in os.read(reading, 4096):
+                    self._signalled(byte)
+            if not self._pid:
+                if self._ending:
+                    return 0
+                continue
+            pid, result = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                self._listen()  # what it has said last
+                self._pid = 0
+                status = os.waitstatus_to_exitcode(result)
+                if self._isEnd(status):
+                    return status if status >= 0 else 128 - status
+                startAt = time.monotonic() + self._delay(status)
+
+    def _isEnd(self, status: int) -> bool:
+        """Whether no other daemon follows one that has ended so."""
+        if self._ending or status == 0:
+            return True
+        if not (self._ready or self._everReady) and status != HANDED_OVER:
+            _say(f"the daemon could not start: it ended with {status}")
+            return True
+        return False
+
+    def _delay(self, status: int) -> float:
+        """In how many seconds the next daemon is started."""
+        if self._ready and status == HANDED_OVER:
+            return 0.0
+        if self._ready and time.monotonic() - self._started >= STEADY:
+            self._failures = 0
+        delay = DELAYS[min(self._failures, len(DELAYS) - 1)]
+        self._failures += 1
+        if status != HANDED_OVER:
+            how = f"was killed by signal {-status}" if status < 0 else f"ended with {status}"
+            _say(
+                f"the daemon {how}, with {len(self._store.kept)} descriptors kept;"
+                f" starting it again in {delay:g} s"
+            )
+        return delay
+
+    def _start(self) -> None:
+        self._started = time.monotonic()
+        self._everReady, self._ready = self._everReady or self._ready, False
+        names = [name for name, _ in self._store.kept]
+        environment = {
+            **os.environ,
+            "NOTIFY_SOCKET": self._address,
+            KEEP_VARIABLE: "1",
+            "FDSTORE": str(self._store.capacity),
+        }
+        for name in ("WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS"):
+            environment.pop(name, None)
+        self._pid = os.fork()
+        if self._pid:
+            return
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            if names:
+                environment["LISTEN_PID"] = str(os.getpid())
+                environment["LISTEN_FDS"] = str(len(names))
+                environment["LISTEN_FDNAMES"] = ":".join(names)
+                self._arrange()
+            os.execvpe(self._command[0], self._command, environment)
+        except OSError as error:
+            _say(f"cannot run {self._command[0]}: {error.strerror}")
+        finally:
+            os._exit(127)
+
+    def _arrange(self) -> None:
+        """In the child: put the descriptors where they are expected, one behind the other."""
+        above = FIRST + len(self._store.kept)
+        moved = [
+            fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, above)
+            for _, descriptor in self._store.kept
+        ]
+        for at, descriptor in enumerate(moved):
+            os.dup2(descriptor, FIRST + at)
+
+    def _signalled(self, number: int) -> None:
+        """A signal has come to us."""
+        if number in _ENDING:
+            self._ending = True
+            self._kill(signal.SIGINT)
+        elif number == signal.SIGUSR2:
+            self._kill(signal.SIGTERM)
+        elif number in _FORWARDED:
+            self._kill(number)
+
+    def _kill(self, number: int) -> None:
+        if self._pid:
+            os.kill(self._pid, number)
+
+    def _listen(self) -> None:
+        """Read what the daemon says."""
+        while True:
+            rights = socket.CMSG_SPACE(_MOST_DESCRIPTORS * 4)
+            space = rights + socket.CMSG_SPACE(_CREDENTIALS.size)
+            try:
+                text, messages, _, _ = self._socket.recvmsg(
+                    _MOST_TEXT, space, socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                return
+            sender, descriptors = 0, array("i")
+            for _, kind, data in messages:
+                if kind == socket.SCM_RIGHTS:
+                    descriptors.frombytes(data[: len(data) - len(data) % 4])
+                elif kind == socket.SCM_CREDENTIALS:
+                    sender = _CREDENTIALS.unpack(data)[0]
+            self._heard(sender, text, descriptors)
+
+    def _heard(self, sender: int, text: bytes, descriptors: Sequence[int]) -> None:
+        lines = text.decode(errors="replace").splitlines()
+        said = dict(line.partition("=")[::2] for line in lines)
+        name = said.get("FDNAME", "stored")
+        if sender == self._pid and said.get("FDSTORE") == "1":
+            refused = self._store.add(name, descriptors)
+            if refused:
+                _say(f"no room for {refused} more descriptors: see --capacity")
+            return
+        # That of a barrier is closed like those that nobody wanted.
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if sender == self._pid:
+            self._ready = self._ready or said.get("READY") == "1"
+            if said.get("FDSTOREREMOVE") == "1":
+                self._store.remove(name)
+
+
+def _say(text: str) -> None:
+    print(f"ccproxyctl supervise: {text}", file=sys.stderr, flush=True)
+
+
+def makeParser() -> argparse.ArgumentParser:
+    """What its command line may say."""
+    parser = argparse.ArgumentParser(
+        prog="ccproxyctl supervise",
+        usage="%(prog)s [OPTION...] -- COMMAND [ARGUMENT...]",
+        description="Run the daemon in the foreground, keep its connections while it is started"
+        " again, and start it again when it dies. SIGTERM and SIGINT end it in order, SIGUSR2"
+        " restarts it, SIGHUP and SIGUSR1 are passed on.",
+        epilog="For example: ccproxyctl supervise -- twistd -n --pidfile= ccproxy",
+    )
+    parser.add_argument(
+        "--capacity",
+        type=int,
+        default=CAPACITY,
+        metavar="N",
+        help="how many descriptors are kept at most (%(default)s)",
+    )
+    parser.add_argument("command", nargs="+", metavar="COMMAND", help="the daemon to run")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """
+    Run the command.
+
+    @param arguments: the words after C{supervise}.
+    @return: the exit status.
+    """
+    options = makeParser().parse_args(arguments)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    try:
+        return Supervisor(options.command, options.capacity).run()
+    except (CCProxyError, OSError) as problem:
+        _say(str(problem))
+        return 1
