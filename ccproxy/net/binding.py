@@ -95,7 +95,8 @@ def bind(path: str, mode: int = 0o660, group: str | int | None = None) -> Listen
     Its directory is made if it is not there, with mode 0750.
 
     @param mode: the socket's permissions.
-    @param group: the group that the socket, and its directory if made here, is given to.
+    @param group: the group that the socket, and its directory if made here, is given to, by name
+        or number.
     @raise CannotListen: it cannot be done.
     """
     path = os.path.abspath(path)
@@ -105,7 +106,7 @@ def bind(path: str, mode: int = 0o660, group: str | int | None = None) -> Listen
             "that a socket's address has room for; choose a shorter one"
         )
     try:
-        gid = -1 if group is None else group if isinstance(group, int) else grp.getgrnam(group)[2]
+        gid = -1 if group is None else _groupNumber(group)
     except KeyError:
         raise CannotListen(f"cannot listen on {path}: there is no group {group}") from None
     try:
@@ -116,6 +117,15 @@ def bind(path: str, mode: int = 0o660, group: str | int | None = None) -> Listen
             return _bind(path, mode, gid)
     except OSError as error:
         raise CannotListen(f"cannot listen on {path}: {error.strerror}") from error
+
+
+def _groupNumber(group: str | int) -> int:
+    """
+    @raise KeyError: there is no group of this name.
+    """
+    if isinstance(group, int) or group.isdecimal():
+        return int(group)
+    return grp.getgrnam(group)[2]
 
 
 def _makeDirectory(path: str, gid: int) -> None:

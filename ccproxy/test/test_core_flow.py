@@ -4,6 +4,7 @@ Backpressure: who waits for whom, and for how long (promise P9).
 
 from __future__ import annotations
 
+import attrs
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.core.flow import Budget
@@ -16,8 +17,8 @@ from .memory import MemoryClient, MemoryVM, World, startData
 KILOBYTE = b"k" * 1000
 
 
-class StuckTests(SynchronousTestCase):
-    """A full session with a shim that does not read."""
+class StuckCase(SynchronousTestCase):
+    """A test with a full session whose shim does not read."""
 
     def world(self, **limits: float) -> None:
         """A VM with a stuck shim and a second one."""
@@ -32,6 +33,10 @@ class StuckTests(SynchronousTestCase):
             self.agent.output(3, KILOBYTE)
         self.agent.output(5, b"behind it")
         self.assertTrue(self.agent.io.paused)
+
+
+class StuckTests(StuckCase):
+    """A full session with a shim that does not read."""
 
     def test_nothingIsLost(self) -> None:
         """The channel stays paused for as long as it takes; then all comes, in order."""
@@ -119,6 +124,41 @@ class StuckTests(SynchronousTestCase):
         self.world_.registry.shutDown()
         self.assertEqual(self.world_.registry.budget.used, 0)
         self.assertEqual(self.world_.clock.getDelayedCalls(), [])
+
+
+class ChangedLimitsTests(StuckCase):
+    """Other limits, while the old ones already hold something up."""
+
+    def change(self, **limits: float) -> None:
+        """Have other limits."""
+        registry = self.world_.registry
+        registry.setLimits(attrs.evolve(registry.limits, **limits))
+        self.agent.io.pump()
+
+    def test_moreRoom(self) -> None:
+        """More room lets what waits go on, and less takes nothing away."""
+        self.world()
+        self.change(sessionBuffer=8192)
+        self.assertFalse(self.agent.io.paused)
+        self.assertEqual(self.other.frame().payload, b"behind it")
+        self.change(sessionBuffer=4096)
+        self.agent.output(3, KILOBYTE)
+        self.assertTrue(self.agent.io.paused)
+        self.stuck.connection.makeRoom()
+        self.agent.io.pump()
+        self.assertEqual([frame.payload for frame in self.stuck.frames()], [KILOBYTE] * 7)
+
+    def test_moreCommands(self) -> None:
+        """A client that may have more commands unanswered is read again."""
+        self.world(maxUnanswered=1)
+        client = self.world_.client()
+        client.send(Command.ATTACH_VM, {"containerId": "vm"})
+        client.frame()
+        client.send(Command.HYPER, {"hyperName": "ping"})
+        client.send(Command.HYPER, {"hyperName": "ping"})
+        self.assertTrue(client.connection.paused)
+        self.change(maxUnanswered=3)
+        self.assertFalse(client.connection.paused)
 
 
 class BudgetTests(SynchronousTestCase):

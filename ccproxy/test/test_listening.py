@@ -113,9 +113,10 @@ class BindTests(PathCase):
         self.bind(group=12345)
         self.assertEqual(os.lstat(self.path).st_gid, 12345)
         self.assertEqual(os.lstat(os.path.dirname(self.path)).st_gid, 12345)
-        self.path = os.path.join(self.folder, "other.sock")
-        self.bind(group="root")
-        self.assertEqual(os.lstat(self.path).st_gid, 0)
+        for name, group in (("root", 0), ("12345", 12345)):
+            self.path = os.path.join(self.folder, f"{name}.sock")
+            self.bind(group=name)
+            self.assertEqual(os.lstat(self.path).st_gid, group)
 
     def test_noSuchGroup(self) -> None:
         """A group that is not there is named."""
