@@ -4,6 +4,8 @@ Backpressure: who waits for whom, and for how long (promise P9).
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -129,7 +131,7 @@ class StuckTests(StuckCase):
 class ChangedLimitsTests(StuckCase):
     """Other limits, while the old ones already hold something up."""
 
-    def change(self, **limits: float) -> None:
+    def change(self, **limits: Any) -> None:
         """Have other limits."""
         registry = self.world_.registry
         registry.setLimits(attrs.evolve(registry.limits, **limits))

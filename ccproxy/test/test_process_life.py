@@ -22,7 +22,7 @@ class StoppingTests(DaemonTestCase):
     """P16: an end in order."""
 
     def test_signals(self) -> None:
-        """P16: SIGTERM and SIGINT remove the socket and exit with 0; SIGHUP does nothing."""
+        """P16: SIGTERM and SIGINT remove the socket and exit with 0; SIGHUP ends nothing."""
         for number in (signal.SIGTERM, signal.SIGINT):
             for daemon in self.daemons():
                 daemon.start()
