@@ -29,6 +29,7 @@ CONFORMANCE ?= ../shared/conformance/run.py
 BIN := $(CURDIR)/$(VENV)/bin
 LOWEST := .venv-lowest
 SOURCES := $(shell find ccproxy twisted -name __pycache__ -prune -o -print)
+VM_TESTS := $(subst /,.,$(basename $(filter ccproxy/test/test_vm_%.py,$(SOURCES))))
 FAST_TESTS := $(filter-out ccproxy.test.test_process_% ccproxy.test.test_faults_% ccproxy.test.test_vm_% ccproxy.test.test_systemd_%,$(subst /,.,$(basename $(filter ccproxy/test/test_%.py,$(SOURCES)))))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # The tests run from the wheel; those of what is not in it find it here.

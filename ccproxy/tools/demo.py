@@ -1,8 +1,9 @@
 """
-C{ccproxyctl demo}: a proxy with an embedded VM for as long as one command takes.
+C{ccproxyctl demo}: a proxy with a VM for as long as one command takes.
 
-It starts a daemon of its own with its socket in a private folder, runs the command in the VM
-through it with C{ccproxyctl run}, ends with the command's status, and leaves nothing behind.
+It starts a daemon of its own with its socket in a private folder, and a VM: an embedded one, or a
+real one by C{ccproxyctl vm}. It runs the command in the VM through the daemon with C{ccproxyctl
+run}, ends with the command's status, and leaves nothing behind.
 All that it says itself goes to stderr: stdin and stdout belong to the command.
 """
 
@@ -24,6 +25,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 VM = "demo"
+#: The root file system in what a real VM shares.
+BUSYBOX = "busybox"
 START_TIMEOUT = 30.0
 #: More than the daemon takes at most for an ordered stop.
 STOP_TIMEOUT = 10.0
@@ -57,10 +60,14 @@ class Demo:
     @ivar socketPath: where the daemon listens.
     """
 
-    def __init__(self, logPath: str | None = None) -> None:
+    def __init__(self, logPath: str | None = None, real: bool = False) -> None:
+        """
+        @param real: whether the VM is a real one.
+        """
         self._folder = tempfile.mkdtemp(prefix="ccproxy-")
         self.socketPath = os.path.join(self._folder, "proxy.sock")
         self.logPath = os.path.abspath(logPath or os.path.join(self._folder, "daemon.log"))
+        self._real = real
         self._daemon: subprocess.Popen[bytes] | None = None
         self._command: subprocess.Popen[bytes] | None = None
         self._terminal = termios.tcgetattr(0) if os.isatty(0) else None
@@ -110,13 +117,15 @@ class Demo:
 
     def start(self) -> None:
         """
-        Start the daemon, and wait until it listens.
+        Start the daemon, and wait until it listens; then the VM, if it is a real one.
 
-        @raise DemoError: it does not come up.
+        @raise DemoError: one of them does not come up.
         """
         twistd = os.path.join(os.path.dirname(sys.executable), "twistd")
         command = [twistd, "-n", "--pidfile=", "ccproxy"]
-        command += ["--socket-path", self.socketPath, "--embedded-vm", VM]
+        command += ["--socket-path", self.socketPath]
+        if not self._real:
+            command += ["--embedded-vm", VM]
         try:
             with open(self.logPath, "wb") as log:
                 self._daemon = _spawn(
@@ -142,6 +151,19 @@ class Demo:
                     f"The end of its log:\n{_tail(self.logPath)}"
                 )
             time.sleep(0.02)
+        if self._real:
+            # In our own folder, so that it is in nobody's way and goes with us.
+            os.environ["CCPROXY_VM_RUN"] = os.path.join(self._folder, "vms")
+            # Its own messages say why, if it does not start.
+            if self._ctl("vm", "start", "--socket-path", self.socketPath, VM):
+                raise DemoError("the VM could not be started")
+
+    def _ctl(self, *words: str) -> int:
+        """Run one of our own commands; its exit status."""
+        program = [sys.executable, "-P", "-m", "ccproxy.tools.ccproxyctl"]
+        self._command = _spawn([*program, *words])
+        status = self._command.wait()
+        return status if status >= 0 else 128 - status
 
     def _listens(self) -> bool:
         with socket.socket(socket.AF_UNIX) as probe:
@@ -158,11 +180,10 @@ class Demo:
         @param terminal: whether it gets a terminal.
         @return: its exit status, as a shell would give it.
         """
-        words = [sys.executable, "-P", "-m", "ccproxy.tools.ccproxyctl", "run"]
-        words += ["--socket-path", self.socketPath, "--vm", VM, *(["--tty"] if terminal else [])]
-        self._command = _spawn([*words, "--", *command])
-        status = self._command.wait()
-        return status if status >= 0 else 128 - status
+        words = ["--socket-path", self.socketPath, "--vm", VM, *(["--tty"] if terminal else [])]
+        if self._real:
+            words += ["--image", BUSYBOX]
+        return self._ctl("run", *words, "--", *command)
 
 
 def _killDescendants() -> None:
@@ -187,20 +208,22 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def demo(command: Sequence[str], logPath: str | None = None) -> int:
+def demo(command: Sequence[str], logPath: str | None = None, real: bool = False) -> int:
     """
-    Run a command in an embedded VM behind a daemon of its own.
+    Run a command in a VM behind a daemon of its own.
 
     @param command: the command, word for word; empty is a shell or a greeting.
     @param logPath: where to keep the daemon's log; L{None} is nowhere.
+    @param real: whether the VM is a real one, or an embedded one.
     @return: the exit status.
     """
     terminal = not command and os.isatty(0)
     if not command:
-        shell = shutil.which("bash") or "sh"
+        shell = "sh" if real else shutil.which("bash") or "sh"
         command = [shell] if terminal else [shell, "-c", GREETING]
-    with Demo(logPath) as stage:
-        _say(f"ccproxy: starting the proxy with an embedded VM, {VM}; its log: {stage.logPath}")
+    with Demo(logPath, real) as stage:
+        kind = "a real" if real else "an embedded"
+        _say(f"ccproxy: starting the proxy with {kind} VM, {VM}; its log: {stage.logPath}")
         try:
             stage.start()
         except DemoError as error:
@@ -213,16 +236,19 @@ def demo(command: Sequence[str], logPath: str | None = None) -> int:
         return stage.run(command, terminal)
 
 
-def _parser() -> argparse.ArgumentParser:
+def makeParser() -> argparse.ArgumentParser:
+    """What its command line may say."""
     parser = argparse.ArgumentParser(
         prog="ccproxyctl demo",
-        description="Start a proxy with an embedded VM, run a command in the VM, and stop it all. "
-        "The embedded VM isolates nothing: the command runs on this machine, as who started it.",
+        description="Start a proxy with a VM, run a command in the VM, and stop it all. "
+        "The VM is an embedded one, which isolates nothing: the command runs on this machine, as "
+        "who started it. With --qemu it is a real one, and the command runs in a container in it.",
         epilog="Exit status: the command's; 1 if the proxy does not start; 2 for a bad option.",
     )
     parser.add_argument(
         "--log", metavar="FILE", help="keep the daemon's log there (default: gone at the end)"
     )
+    parser.add_argument("--qemu", action="store_true", help="start a real VM, by QEMU")
     parser.add_argument(
         "command",
         nargs="*",
@@ -240,5 +266,5 @@ def main(arguments: Sequence[str]) -> int:
     @param arguments: the words after C{demo}.
     @return: the exit status.
     """
-    options = _parser().parse_args(arguments)
-    return demo(options.command, options.log)
+    options = makeParser().parse_args(arguments)
+    return demo(options.command, options.log, options.qemu)
