@@ -155,9 +155,12 @@ class AdminTests(ProcessTestCase):
             f"/v1/events?event=backpressure-on,backpressure-off&vm={process.vm.id}"
         )
         amount = 3 << 20
-        saying = threading.Thread(
-            target=lambda: [process.say(b"x" * 4096) for _ in range(amount >> 12)]
-        )
+
+        def say() -> None:
+            for _ in range(amount >> 12):
+                process.say(b"x" * 4096)
+
+        saying = threading.Thread(target=say)
         saying.start()
         self.addCleanup(saying.join)
         self.assertEqual(events.event()[0], "backpressure-on")

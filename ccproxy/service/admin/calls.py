@@ -19,6 +19,9 @@ TEXT = "text/plain; charset=utf-8"
 OCTETS = "application/octet-stream"
 EVENTS = "text/event-stream"
 
+#: The most digits of a number that anything has.
+MAX_DIGITS = 18
+
 
 class Refused(CCProxyError):
     """
@@ -61,11 +64,13 @@ class Call:
         """
         A parameter in the path that is a number.
 
-        @raise Refused: it is none.
+        @raise Refused: it is none, or nothing can have it.
         """
         text = self.path[name]
-        if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        if not (text.isascii() and text.isdigit()):
             raise Refused(400, f"{text[:32]!r} is no {name}: it is a whole number")
+        if len(text) > MAX_DIGITS:
+            raise Refused(404, f"there is no {name} of {len(text)} digits")
         return int(text)
 
     def flag(self, name: str) -> bool:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from datetime import UTC, datetime
+from threading import get_ident
 from typing import Any
 
 import msgspec
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
-from twisted.python.threadable import isInIOThread
 from zope.interface import implementer
 
 from ...core.clock import Clock, Wait, cancel
@@ -30,8 +30,7 @@ ALIVE_INTERVAL = 15.0
 
 #: What a runtime, a shim or a guest has said is no event of the daemon.
 _FOREIGN = ("console", "log-entry")
-#: Those that contrib/prometheus alerts on are counted from 0, because nobody sees a counter increase
-#: that is new.
+#: Those that contrib/prometheus alerts on are counted from 0: nobody sees a new counter increase.
 _ALERTED = (
     "output-dropped",
     "shim-stalled",
@@ -54,7 +53,11 @@ class Events:
     """
 
     def __init__(self, reactor: Any) -> None:
+        """
+        To be called in the reactor's thread.
+        """
         self._reactor = reactor
+        self._thread = get_ident()
         self.counts: Counter[str] = Counter(dict.fromkeys(_ALERTED, 0))
         self.listeners: set[Listener] = set()
 
@@ -76,7 +79,7 @@ class Events:
         self.counts[name] += 1
         if not self.listeners or (event["log_level"] is LogLevel.debug and name not in _TOLD):
             return
-        if isInIOThread():
+        if get_ident() == self._thread:
             self._tell(name, event)
         else:
             self._reactor.callFromThread(self._tell, name, event)

@@ -19,7 +19,7 @@ import attrs
 import msgspec
 
 from ...core.clock import Clock, Wait, cancel
-from .calls import TEXT, Refused, Reply
+from .calls import OCTETS, Refused, Reply
 
 #: Seconds of processor time between two samples.
 INTERVAL = 0.01
@@ -85,7 +85,7 @@ class CallRecording:
         self._profile.disable()
         self._profile.create_stats()
         stats: Any = self._profile
-        return Reply(marshal.dumps(stats.stats), "application/octet-stream")
+        return Reply(marshal.dumps(stats.stats), OCTETS)
 
 
 class SampleRecording:
@@ -116,7 +116,7 @@ class SampleRecording:
         # One that is on its way still must not kill the daemon.
         signal.signal(signal.SIGPROF, signal.SIG_IGN)
         lines = [f"{';'.join(stack)} {count}\n" for stack, count in sorted(self._stacks.items())]
-        return Reply("".join(lines).encode(), TEXT)
+        return Reply("".join(lines).encode(), OCTETS)
 
 
 class Profiler:

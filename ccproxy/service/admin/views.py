@@ -238,7 +238,7 @@ class CommandView:
     @ivar serial: the number of that VM.
     @ivar command: what it is: C{RegisterVM}, or the name of a command for agents.
     @ivar awaits: what it waits for.
-    @ivar age: for how many seconds it has.
+    @ivar age: seconds since it came.
     @ivar client: the number of its client, or null where the proxy itself asks.
     @ivar expired: whether its client was told that its deadline has passed.
     """
@@ -477,10 +477,8 @@ def _awaiting(vm: VM) -> Iterator[tuple[str, Awaited, float, Client | None, bool
     inFlight = vm.commands.inFlight
     commands: list[ControlCommand] = list(vm.commands.waiting)
     for command in [inFlight, *commands] if inFlight else commands:
-        awaited, since = Awaited.TURN, command.arrived
-        if command is inFlight:
-            awaited, since = Awaited.ANSWER, command.sent
-        yield command.name, awaited, since, command.client, command.expired
+        awaited = Awaited.ANSWER if command is inFlight else Awaited.TURN
+        yield command.name, awaited, command.arrived, command.client, command.expired
     for start in vm.starts.parked:
         yield start.name, Awaited.SHIM, start.arrived, start.client, False
     for session in vm.processes.sessions:
