@@ -10,6 +10,9 @@ its own reads and writes them. Nothing waits for that, but for a while the end o
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
 import os
 import threading
 from collections.abc import Callable
@@ -23,9 +26,11 @@ from twisted.logger import Logger
 
 from ..core.clock import Clock, Wait, cancel
 
-#: The folder of KSM's files in this variable is used in the place of the kernel's.
-DIRECTORY_VARIABLE = "CCPROXY_KSM_DIRECTORY"
-DIRECTORY = "/sys/kernel/mm/ksm"
+#: A folder in this variable stands for the root of the file system, in all that is done here.
+ROOT_VARIABLE = "CCPROXY_KSM_ROOT"
+
+# The files of KSM, C{run} first: it is set last.
+_NAMES = ("run", "pages_to_scan", "sleep_millisecs")
 
 #: Seconds that the end of the daemon waits for the kernel to take what was set before.
 STOP_TIMEOUT = 5.0
@@ -101,21 +106,42 @@ class KSMFiles:
     """
     KSM's settings in the kernel. All calls may block, and raise L{OSError} or L{ValueError}.
 
-    What was set before the first change is kept for L{restore}.
+    What was set before the first change is kept for L{restore}, in a file too: should this process
+    be killed, the next one finds it there.
     """
 
-    def __init__(self, directory: str, meminfo: str = "/proc/meminfo") -> None:
+    def __init__(self, root: str = "/") -> None:
         """
-        @param directory: where the files are.
-        @param meminfo: what tells how many anonymous pages there are.
+        @param root: the folder under which everything is.
         """
-        self._directory = directory
-        self._meminfo = meminfo
+        self._directory = os.path.join(root, "sys/kernel/mm/ksm")
+        self._meminfo = os.path.join(root, "proc/meminfo")
+        self._kept = os.path.join(root, "run/ccproxy/ksm.json")
         self._before: dict[str, str] = {}
+        self._lock: int | None = None
 
-    def check(self) -> None:
-        """Raise an error where there is no KSM, or none that may be changed."""
-        os.close(self._open("run"))
+    def take(self) -> None:
+        """
+        Be the one who sees to KSM, until L{release} or the end of the process, and set back what
+        one that was killed has left.
+
+        @raise OSError: there is no KSM, it may not be changed, or somebody else sees to it.
+        """
+        self._lock = self._open("run")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError("another daemon sees to it") from None
+        with contextlib.suppress(OSError, TypeError, ValueError), open(self._kept) as file:
+            kept = json.load(file)
+            self._before = {name: str(int(kept[name])) for name in _NAMES if name in kept}
+        self.restore()
+
+    def release(self) -> None:
+        """Let another daemon see to it."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def halt(self) -> None:
         """Let it not run. Pages that are merged stay so."""
@@ -125,7 +151,7 @@ class KSMFiles:
     def pace(self, pace: Pace) -> None:
         """Let it run at this pace."""
         pages = max(1, self._anonymousPages() // pace.share)
-        self._keep("run", "pages_to_scan", "sleep_millisecs")
+        self._keep(*_NAMES)
         self._write("run", "0")
         self._write("pages_to_scan", str(pages))
         self._write("sleep_millisecs", str(pace.sleep))
@@ -134,17 +160,23 @@ class KSMFiles:
     def restore(self) -> None:
         """Set what was set before the first change; nothing where nothing was changed."""
         before, self._before = self._before, {}
-        run = before.pop("run", None)
-        if run is None:
+        if not before:
             return
         self._write("run", "0")
-        for name, value in before.items():
+        for name, value in reversed(before.items()):
             self._write(name, value)
-        self._write("run", run)
+        with contextlib.suppress(OSError):
+            os.unlink(self._kept)
 
     def _keep(self, *names: str) -> None:
-        if not self._before:
-            self._before = {name: self._read(name) for name in names}
+        if self._before:
+            return
+        self._before = {name: self._read(name) for name in names}
+        # Without the file, it is lost only if this process is killed.
+        with contextlib.suppress(OSError):
+            os.makedirs(os.path.dirname(self._kept), 0o755, exist_ok=True)
+            with open(self._kept, "w") as file:
+                json.dump(self._before, file)
 
     def _read(self, name: str) -> str:
         with open(os.path.join(self._directory, name)) as file:
@@ -173,7 +205,8 @@ class KSMService(Service):
     """
     Halts or paces KSM while the daemon runs, and sets at its end what was set before.
 
-    Where there is no KSM, or none that may be changed, that is said once and nothing is done.
+    Where there is no KSM, or none that may be changed, or another daemon sees to it, that is said
+    once and nothing is done.
 
     @ivar throttle: the state that KSM is to be in.
     """
@@ -185,8 +218,7 @@ class KSMService(Service):
         @param mode: C{off} or C{auto}.
         @param files: the kernel's by default.
         """
-        directory = os.environ.get(DIRECTORY_VARIABLE) or DIRECTORY
-        self._files = files or KSMFiles(directory)
+        self._files = files or KSMFiles(os.environ.get(ROOT_VARIABLE) or "/")
         self._mode = mode
         self._reactor = reactor
         self.throttle = Throttle(reactor, self._enter)
@@ -219,7 +251,7 @@ class KSMService(Service):
         return self._done.addTimeout(STOP_TIMEOUT, self._reactor).addErrback(self._overdue)
 
     def _overdue(self, failure: object) -> None:
-        self.log.warn("KSM is not back at what was set before: it is busy", event="ksm-failed")
+        self.log.warn("KSM is busy, and not set back to what it was", event="ksm-overdue")
 
     def _enter(self, state: KSMState) -> None:
         if state is not self._wanted:
@@ -235,10 +267,11 @@ class KSMService(Service):
         except (OSError, ValueError) as problem:
             self._reactor.callFromThread(self._failed, problem)
         finally:
+            self._files.release()
             self._reactor.callFromThread(self._finished)
 
     def _work(self) -> None:
-        self._files.check()
+        self._files.take()
         try:
             if self._mode == "off":
                 self._files.halt()
@@ -258,7 +291,7 @@ class KSMService(Service):
     # -- and back
 
     def _failed(self, problem: Exception) -> None:
-        self.log.info("KSM is left alone: {problem}", event="ksm-failed", problem=problem)
+        self.log.info("KSM is left alone: {problem}", event="ksm-unused", problem=problem)
 
     def _finished(self) -> None:
         self.throttle.stop()

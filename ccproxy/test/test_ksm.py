@@ -25,18 +25,27 @@ BEFORE = {"run": "0", "pages_to_scan": "100", "sleep_millisecs": "20"}
 PATIENCE = 20.0
 
 
+def makeKSM(root: str) -> Path:
+    """Make the files of a kernel, under a folder that is made too; where those of KSM are."""
+    path = Path(root, "sys/kernel/mm/ksm")
+    path.mkdir(parents=True)
+    for name, value in BEFORE.items():
+        (path / name).write_text(f"{value}\n")
+    Path(root, "proc").mkdir()
+    Path(root, "proc/meminfo").write_text(Path("/proc/meminfo").read_text())
+    return path
+
+
 class FakeKernel(KSMFiles):
     """Files in a folder of a test, which note in which order they are written."""
 
-    def __init__(self, directory: str, pages: int = 50_000) -> None:
-        self.path = Path(directory)
-        self.path.mkdir()
-        for name, value in BEFORE.items():
-            (self.path / name).write_text(f"{value}\n")
+    def __init__(self, root: str, pages: int = 50_000) -> None:
+        self.path = makeKSM(root)
         kilobytes = pages * os.sysconf("SC_PAGE_SIZE") // 1024
-        meminfo = Path(f"{directory}.meminfo")
+        meminfo = Path(root, "proc/meminfo")
         meminfo.write_text(f"MemTotal: 9 kB\nAnonPages:   {kilobytes} kB\nInactive: 1 kB\n")
-        super().__init__(directory, str(meminfo))
+        self.kept = Path(root, "run/ccproxy/ksm.json")
+        super().__init__(root)
         self.written: list[tuple[str, str]] = []
         self.done: queue.SimpleQueue[str] = queue.SimpleQueue()
 
@@ -57,8 +66,10 @@ class FakeKernel(KSMFiles):
         self.done.put("halted")
 
     def restore(self) -> None:
+        changed = bool(self._before)
         super().restore()
-        self.done.put("restored")
+        if changed:
+            self.done.put("restored")
 
 
 class ThrottleTests(SynchronousTestCase):
@@ -134,7 +145,8 @@ class FilesTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Files with what was set before."""
-        self.kernel = FakeKernel(self.mktemp())
+        self.root = self.mktemp()
+        self.kernel = FakeKernel(self.root)
 
     def test_paces(self) -> None:
         """It is stopped, set and started; pages are a share of the anonymous ones."""
@@ -191,15 +203,56 @@ class FilesTests(SynchronousTestCase):
     def test_nothingMade(self) -> None:
         """A file that is missing is not made."""
         (self.kernel.path / "run").unlink()
-        self.assertRaises(FileNotFoundError, self.kernel.check)
+        self.assertRaises(FileNotFoundError, self.kernel.take)
         self.assertRaises(FileNotFoundError, self.kernel.halt)
         self.assertFalse((self.kernel.path / "run").exists())
 
     def test_kernels(self) -> None:
         """The kernel of this machine tells of its anonymous pages."""
-        files = KSMFiles(str(self.kernel.path))
-        files.pace(PACES[KSMState.AGGRESSIVE])
-        self.assertGreater(int(self.kernel.values()["pages_to_scan"]), 1)
+        root = self.mktemp()
+        path = makeKSM(root)
+        KSMFiles(root).pace(PACES[KSMState.AGGRESSIVE])
+        self.assertGreater(int((path / "pages_to_scan").read_text()), 1)
+
+    def test_killed(self) -> None:
+        """What a daemon that was killed has left, the next one sets back as it begins."""
+        (self.kernel.path / "run").write_text("1\n")
+        for mode in ("off", "auto"):
+            killed, following = KSMFiles(self.root), KSMFiles(self.root)
+            if mode == "off":
+                killed.halt()
+            else:
+                killed.pace(PACES[KSMState.SLOW])
+            following.take()
+            following.release()
+            self.assertEqual(self.kernel.values(), {**BEFORE, "run": "1"})
+            self.assertFalse(self.kernel.kept.exists())
+
+    def test_unreadable(self) -> None:
+        """What was kept and cannot be read is nothing: it was written before any change."""
+        self.kernel.kept.parent.mkdir(parents=True)
+        for text in ("", '{"run": "0", "pages_to', "[]", "7", '{"run": null}', '{"run": "x"}'):
+            self.kernel.kept.write_text(text)
+            self.kernel.take()
+            self.kernel.release()
+            self.assertEqual(self.kernel.written, [])
+
+    def test_notKept(self) -> None:
+        """Where the file cannot be written, all else is as ever."""
+        self.kernel.kept.parent.parent.write_text("no folder")
+        self.kernel.pace(PACES[KSMState.SLOW])
+        self.kernel.restore()
+        self.assertEqual(self.kernel.values(), BEFORE)
+
+    def test_anotherDaemon(self) -> None:
+        """One daemon at a time sees to it."""
+        self.kernel.take()
+        other = KSMFiles(self.root)
+        self.assertIn("another daemon", str(self.assertRaises(OSError, other.take)))
+        other.release()
+        self.kernel.release()
+        other.take()
+        other.release()
 
 
 class ThreadedClock(Clock):

@@ -120,6 +120,34 @@ class PodModeTests(DaemonTestCase):
         process.shim.command(Command.DISCONNECT_SHIM)
         self.assertEqual(daemon.wait(), 0)
 
+    def impatient(self) -> Daemon:
+        """One that ends soon when it is of no use."""
+        daemon = self.cleared(Daemon(command=[*script("cc-proxy"), "-uri", "unix://{socket}"]))
+        path = os.path.join(daemon.directory, "ccproxy.toml")
+        with open(path, "w") as file:
+            file.write("pod-idle-timeout = 1\n")
+        daemon.arguments += ["-config", path]
+        return daemon.start()
+
+    def test_forgotten(self) -> None:
+        """It ends when its VM is lost and no client comes for a while; one that is there counts."""
+        daemon = self.impatient()
+        vm = self.vm(daemon)
+        vm.agent.hangUp()
+        time.sleep(2)
+        self.assertTrue(daemon.isAlive())
+        vm.client.close()
+        self.assertEqual(daemon.wait(), 0)
+        self.assertFalse(os.path.exists(daemon.path))
+
+    def test_neverUsed(self) -> None:
+        """It ends when no VM ever comes, and stays as long as one lives, with no client at all."""
+        self.assertEqual(self.impatient().wait(), 0)
+        daemon = self.impatient()
+        self.vm(daemon).client.close()
+        time.sleep(2)
+        self.assertTrue(daemon.isAlive())
+
     def test_socketPathWins(self) -> None:
         """-socket-path wins over the path of -uri."""
         daemon = self.cleared(Daemon("-uri", "unix:///nonexistent/proxy.sock")).start()

@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 
 from ccproxy.test.processes import DaemonTestCase
+from ccproxy.test.test_ksm import BEFORE, makeKSM
 from ccproxy.testing.daemon import Daemon, eventually, script
-
-BEFORE = {"run": "0", "pages_to_scan": "100", "sleep_millisecs": "20"}
 
 
 class KSMTests(DaemonTestCase):
@@ -19,11 +17,9 @@ class KSMTests(DaemonTestCase):
 
     def setUp(self) -> None:
         """Files as the kernel has them."""
-        self.directory = Path(self.mktemp()).absolute()
-        self.directory.mkdir()
-        for name, value in BEFORE.items():
-            (self.directory / name).write_text(f"{value}\n")
-        self.extra = {"CCPROXY_KSM_DIRECTORY": str(self.directory)}
+        root = os.path.abspath(self.mktemp())
+        self.directory = makeKSM(root)
+        self.extra = {"CCPROXY_KSM_ROOT": root}
 
     def values(self) -> dict[str, str]:
         """What the files say."""
@@ -40,6 +36,19 @@ class KSMTests(DaemonTestCase):
         self.assertGreater(int(self.values()["pages_to_scan"]), 100)
         self.assertEqual(daemon.stop(), 0)
         self.assertEqual(self.values(), BEFORE)
+
+    def test_killed(self) -> None:
+        """The next daemon restores what one that was killed has left; a second one leaves it."""
+        daemon = self.cleared(Daemon(extra=self.extra)).start()
+        self.vm(daemon)
+        eventually(lambda: self.values()["run"] == "1", "KSM runs")
+        second = self.cleared(Daemon("-log", "info", extra=self.extra)).start()
+        second.waitLog("KSM is left alone: another daemon sees to it")
+        daemon.process.kill()
+        daemon.process.wait()
+        self.assertNotEqual(self.values(), BEFORE)
+        daemon.start()
+        eventually(lambda: self.values() == BEFORE, "KSM is as it was")
 
     def test_off(self) -> None:
         """C{off} stops it while the daemon runs."""
@@ -65,13 +74,13 @@ class KSMTests(DaemonTestCase):
 
     def test_missing(self) -> None:
         """A machine without KSM is said once, at level info, and changes nothing else."""
-        self.extra["CCPROXY_KSM_DIRECTORY"] = "/nonexistent"
+        self.extra["CCPROXY_KSM_ROOT"] = "/nonexistent"
         daemon = self.cleared(Daemon("-log", "info", extra=self.extra)).start()
-        self.assertIn("/nonexistent/run", daemon.waitLog("KSM is left alone"))
+        self.assertIn("/nonexistent/sys/kernel/mm/ksm/run", daemon.waitLog("KSM is left alone"))
         vm = self.vm(daemon)
         vm.usable()
         self.assertEqual(daemon.stop(), 0)
-        self.assertEqual(daemon.log().count("KSM"), 1)
+        self.assertEqual(daemon.log().count("KSM is"), 1, daemon.log())
 
     def test_busy(self) -> None:
         """A kernel that does not take a value holds up no VM, and the end by some seconds only."""
@@ -82,4 +91,4 @@ class KSMTests(DaemonTestCase):
         began = time.monotonic()
         self.assertEqual(daemon.stop(), 0)
         self.assertLess(time.monotonic() - began, 10)
-        self.assertIn("KSM is not back", daemon.log())
+        self.assertIn("KSM is busy", daemon.log())

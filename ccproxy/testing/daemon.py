@@ -57,7 +57,7 @@ def environment(**more: str) -> dict[str, str]:
     return {
         **os.environ,
         "PYTHONPATH": str(Path(ccproxy.__file__).parent.parent),
-        "CCPROXY_KSM_DIRECTORY": "/nonexistent",
+        "CCPROXY_KSM_ROOT": "/nonexistent",
         **more,
     }
 
