@@ -135,6 +135,9 @@ docs: $(VENV)/.docs
 	"$(BIN)/sphinx-build" -q -W --keep-going -b html docs docs/_build
 	@echo "docs/_build/index.html"
 
+# No machine's KSM is for trying things out.
+conformance soak bench bench-check: export CCPROXY_KSM_ROOT := /nonexistent
+
 conformance: $(VENV)/.installed
 ifeq ($(wildcard $(CONFORMANCE)),)
 	@echo "$(CONFORMANCE) is not here: nothing to run"
