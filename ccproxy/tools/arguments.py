@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from ..net.address import DEFAULT_SOCKET, socketPath
+from ..net.address import DEFAULT_ADMIN_SOCKET, DEFAULT_SOCKET, adminPath, socketPath
 
 
 def address(text: str) -> str:
@@ -43,11 +43,26 @@ def addAddress(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def addAdmin(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says where the daemon is asked."""
+    client = os.environ.get("CCPROXY_SOCKET")
+    default = adminPath(client.removeprefix("unix://")) if client else DEFAULT_ADMIN_SOCKET
+    parser.add_argument(
+        "--admin-socket",
+        dest="adminSocket",
+        type=address,
+        default=os.environ.get("CCPROXY_ADMIN_SOCKET") or default,
+        metavar="PATH",
+        help="the daemon's admin socket (default: $CCPROXY_ADMIN_SOCKET, or what belongs to "
+        f"$CCPROXY_SOCKET, or {DEFAULT_ADMIN_SOCKET})",
+    )
+
+
 def addProcess(parser: argparse.ArgumentParser) -> None:
     """Add what says which process to start where."""
     addAddress(parser)
     parser.add_argument(
-        "--vm", default="demo", metavar="ID", help="the VM's containerId (default: %(default)s)"
+        "--vm", default="demo", metavar="VM", help="the VM's containerId (default: %(default)s)"
     )
     parser.add_argument(
         "-t", "--tty", action="store_true", help="give the process a terminal, of the size of ours"

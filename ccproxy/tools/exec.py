@@ -12,13 +12,8 @@ from .arguments import addCommand, addProcess
 from .starting import describeProcess, runProcess
 
 
-def main(arguments: Sequence[str]) -> int:
-    """
-    Run the command.
-
-    @param arguments: the words after C{exec}.
-    @return: the exit status.
-    """
+def makeParser() -> argparse.ArgumentParser:
+    """What its command line may say."""
     parser = argparse.ArgumentParser(
         prog="ccproxyctl exec",
         usage="%(prog)s [OPTION...] CONTAINER [--] COMMAND [ARGUMENT...]",
@@ -30,6 +25,17 @@ def main(arguments: Sequence[str]) -> int:
     addProcess(parser)
     parser.add_argument("container", metavar="CONTAINER", help="the container's name")
     addCommand(parser)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """
+    Run the command.
+
+    @param arguments: the words after C{exec}.
+    @return: the exit status.
+    """
+    parser = makeParser()
     options = parser.parse_args(arguments)
     options.process = describeProcess(options, parser)
     return runProcess("exec", options, "execcmd", ExecCommand(options.container, options.process))

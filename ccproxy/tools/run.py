@@ -16,7 +16,8 @@ from .starting import describeProcess, runProcess
 REMOVE_TIMEOUT = 10.0
 
 
-def _parser() -> argparse.ArgumentParser:
+def makeParser() -> argparse.ArgumentParser:
+    """What its command line may say."""
     parser = argparse.ArgumentParser(
         prog="ccproxyctl run",
         usage="%(prog)s [OPTION...] [--] COMMAND [ARGUMENT...]",
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     @param arguments: the words after C{run}.
     @return: the exit status.
     """
-    parser = _parser()
+    parser = makeParser()
     options = parser.parse_args(arguments)
     options.process = describeProcess(options, parser)
     name = options.id or f"run-{secrets.token_hex(4)}"

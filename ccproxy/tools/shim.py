@@ -22,13 +22,8 @@ from .signals import forShims, nameOf
 from .stdio import secureDescriptors
 
 
-def main(arguments: Sequence[str]) -> int:
-    """
-    Run the command.
-
-    @param arguments: the words after C{shim}.
-    @return: the exit status.
-    """
+def makeParser() -> argparse.ArgumentParser:
+    """What its command line may say."""
     parser = argparse.ArgumentParser(
         prog="ccproxyctl shim",
         description="Stand for a process in a VM: connect its stdin, stdout, stderr and signals "
@@ -48,7 +43,17 @@ def main(arguments: Sequence[str]) -> int:
     )
     addAddress(parser)
     parser.add_argument("-d", "--debug", action="store_true", help="accepted, for cc-shim's sake")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """
+    Run the command.
+
+    @param arguments: the words after C{shim}.
+    @return: the exit status.
+    """
+    options = makeParser().parse_args(arguments)
     secureDescriptors()
     guard = Guard()
 

@@ -28,6 +28,10 @@ class Terminal:
         """Hand over each key as it is pressed; the process's own terminal makes sense of it."""
         tty.setraw(self.fd, termios.TCSANOW)
 
+    def makeKeyed(self) -> None:
+        """Hand over each key as it is pressed, unseen; those that send signals still do."""
+        tty.setcbreak(self.fd, termios.TCSANOW)
+
     def restore(self) -> None:
         """
         Put it back as it was. Calling it twice is no harm.

@@ -1,0 +1,154 @@
+"""
+What the commands have in common that ask the daemon over its admin socket.
+
+Their exit statuses: 0 done; 1 refused, or not answered; 2 words on the command line that make no
+sense; 3 no daemon answers; 4 this user may not ask; 5 there is no such VM. One that is ended by a
+signal, Ctrl-C for example, ends by that signal; one whose reader has gone, with 141.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any
+
+from .adminclient import AdminClient, AdminError
+from .arguments import addAdmin
+from .printable import printable
+from .running import runReactor
+from .tables import Column, grid
+
+#: The exit status of who would have died of SIGPIPE.
+NO_READER = 128 + signal.SIGPIPE
+
+#: What C{--help} says about the exit status.
+STATUSES = (
+    "Exit status: 0 if done; 1 if the daemon refused or did not answer; 2 for a bad option; "
+    "3 if no daemon answers; 4 if this user may not ask it"
+)
+
+
+class UnknownVM(AdminError):
+    """There is no VM of that name."""
+
+    status = 5
+
+
+def askingParser(
+    name: str, description: str, json: bool = False, unknown: bool = False
+) -> argparse.ArgumentParser:
+    """
+    The beginning of such a command's parser.
+
+    @param name: the command.
+    @param json: whether it can print JSON.
+    @param unknown: whether what it asks for may not exist.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"ccproxyctl {name}",
+        description=description,
+        epilog=f"{STATUSES}{'; 5 if there is no such VM' if unknown else ''}.",
+    )
+    addAdmin(parser)
+    if json:
+        parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    return parser
+
+
+def ask(
+    parser: argparse.ArgumentParser,
+    options: argparse.Namespace,
+    work: Callable[[AdminClient], Coroutine[Any, Any, None]],
+) -> int:
+    """
+    Ask the daemon.
+
+    @param parser: that of the command, for messages.
+    @param options: what it has parsed.
+    @param work: does what there is to do.
+    @return: the exit status.
+    """
+    # Nothing is to be done at the end that a signal would hinder.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    async def asking(reactor: Any) -> int:
+        try:
+            await work(AdminClient(reactor, options.adminSocket))
+            sys.stdout.flush()
+        except AdminError as error:
+            print(f"{parser.prog}: {error}", file=sys.stderr)
+            return error.status
+        except BrokenPipeError:
+            # What is still in the buffer has no reader either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return NO_READER
+        return 0
+
+    return runReactor(parser.prog.partition(" ")[2], asking)
+
+
+def show(lines: Iterable[str]) -> None:
+    """Print lines at once."""
+    write("".join(f"{line}\n" for line in lines))
+
+
+def write(text: str) -> None:
+    """Print a text at once; what the encoding of stdout does not have is escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    sys.stdout.flush()
+
+
+def showJSON(value: object) -> None:
+    """Print JSON, in which nothing is but printable ASCII."""
+    show([json.dumps(value, indent=2)])
+
+
+def showTable(
+    parser: argparse.ArgumentParser,
+    options: argparse.Namespace,
+    path: str,
+    columns: Sequence[Column],
+    none: str,
+    vm: str | None = None,
+) -> int:
+    """
+    Ask for a list, and show it.
+
+    @param path: where the daemon has it.
+    @param none: what to say, on stderr, if it is empty.
+    @param vm: the one VM that it is of, if not of all.
+    @return: the exit status.
+    """
+
+    async def work(client: AdminClient) -> None:
+        if vm is None:
+            rows = await client.get(path)
+        else:
+            await findVM(client, vm)
+            rows = await client.get(path, vm=vm)
+        if options.json:
+            showJSON(rows)
+        elif rows:
+            show(grid(columns, rows))
+        else:
+            print(none, file=sys.stderr)
+
+    return ask(parser, options, work)
+
+
+async def findVM(client: AdminClient, name: str) -> int:
+    """
+    The serial number of the newest VM of that name.
+
+    @raise UnknownVM: there is none.
+    """
+    vms = await client.get("/v1/vms")
+    serials: list[int] = [vm["serial"] for vm in vms if vm["containerId"] == name]
+    if not serials:
+        raise UnknownVM(f"there is no VM {printable(name)!r}: ccproxyctl vms shows which there are")
+    return max(serials)
