@@ -168,7 +168,7 @@ def _run(settings: Settings, read: Callable[[], Settings]) -> None:
     from .logging import beginLogging
     from .proxy import ProxyService
     from .reload import Reload
-    from .running import failingClearly, handleSignals, raiseLimit
+    from .running import failingClearly, handleSignals, prepareProcess
 
     def onHangUp() -> None:
         reload()
@@ -179,7 +179,7 @@ def _run(settings: Settings, read: Callable[[], Settings]) -> None:
     def onTerminate() -> bool:
         return service.handOver()
 
-    raiseLimit()
+    prepareProcess()
     handleSignals(reactor, onHangUp, onUser, onTerminate)
     log = beginLogging(settings, reactor)
     with failingClearly():

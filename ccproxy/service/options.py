@@ -307,11 +307,13 @@ class Options(usage.Options):
         Make L{settings} of what was said.
 
         @raise usage.UsageError: a value makes no sense.
+        @raise SystemExit: the configuration file cannot be used.
         """
         try:
             self.settings = self.read()
         except BadConfig as problem:
-            raise usage.UsageError(str(problem)) from None
+            # The options are right: nobody wants to read their help now.
+            raise SystemExit(str(problem)) from None
         except BadSetting as problem:
             raise usage.UsageError(f"--{problem}") from None
 

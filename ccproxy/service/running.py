@@ -4,9 +4,11 @@ How the daemon's process starts and ends, under C{twistd} and as C{cc-proxy}.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -29,12 +31,17 @@ if TYPE_CHECKING:
 _log = Logger()
 
 
-def raiseLimit() -> None:
-    """Allow this process as many open files as it may allow itself."""
+def prepareProcess() -> None:
+    """
+    Allow this process as many open files as it may allow itself, and let it say where it was if it
+    is aborted, as the watchdog does with one that hangs.
+    """
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     # Where even that is refused, the kernel's own bound (fs.nr_open) is lower by now.
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    if sys.__stderr__ is not None:
+        faulthandler.enable(sys.__stderr__)
 
 
 def handleSignals(
@@ -158,7 +165,7 @@ class TwistdService(MultiService):
 
     def privilegedStartService(self) -> None:
         """Start, after the last fork and before privileges are given up."""
-        raiseLimit()
+        prepareProcess()
         handleSignals(self._reactor, self._reload, self._dump, self._handOver)
         if self.daemonLog is not None:
             self.daemonLog.start()

@@ -54,7 +54,7 @@ class ConfigCase(SynchronousTestCase):
 
     def problem(self, text: str) -> str:
         """What is said of a file that cannot be used."""
-        error = str(self.assertRaises(UsageError, self.read, text))
+        error = str(self.assertRaises(SystemExit, self.read, text))
         self.assertTrue(error.startswith(f"{self.path}: "), error)
         return error.removeprefix(f"{self.path}: ")
 
@@ -122,6 +122,7 @@ class FileTests(ConfigCase):
         self.write('log-level = "debug"\nmax-vms = 3\nembedded-vm = ["a"]')
         settings = self.parsed("--log-level=info", "--embedded-vm=b", "--max-vms=2048")
         self.assertEqual(settings, Settings(embeddedVMs=("b",)))
+        self.assertRaises(UsageError, self.parsed, "--log-level=loud")
 
     def test_errors(self) -> None:
         """What is wrong is said with the key and the value."""
@@ -150,12 +151,12 @@ class FileTests(ConfigCase):
 
     def test_unreadable(self) -> None:
         """A file that was named must be there, and be text."""
-        error = self.assertRaises(UsageError, self.parsed)
+        error = self.assertRaises(SystemExit, self.parsed)
         self.assertEqual(str(error), f"{self.path}: cannot be read: No such file or directory")
         with open(self.path, "wb") as file:
             file.write(b"\xff")
-        self.assertIn("is no TOML: ", str(self.assertRaises(UsageError, self.parsed)))
-        self.assertRaises(UsageError, Options().parseOptions, ["--config=a\0b"])
+        self.assertIn("is no TOML: ", str(self.assertRaises(SystemExit, self.parsed)))
+        self.assertRaises(SystemExit, Options().parseOptions, ["--config=a\0b"])
 
     def test_default(self) -> None:
         """Where no file is named, there may be one at the usual place."""
@@ -229,6 +230,7 @@ class CheckTests(ConfigCase):
         self.write('log-level = "warning"\nsocket-mode = "0600"\nmax-vms = 3\nmax-tokens = 4096')
         text = f"{self.path}: good\n  socket-mode = 0600\n  log-level = warn\n  max-vms = 3\n"
         self.assertEqual(self.check(self.path), (0, text, ""))
+        self.assertEqual(self.check(self.path, "--quiet"), (0, "", ""))
 
     def test_bad(self) -> None:
         """Of a bad one it tells what is bad."""

@@ -65,7 +65,7 @@ class ConfigTests(DaemonTestCase):
         daemon = self.cleared(Daemon.byTwistd("--config", self.path))
         daemon.spawn()
         self.assertEqual(daemon.wait(), 1)
-        self.assertIn(problem, daemon.log())
+        self.assertEqual(daemon.log(), f"{problem}\n")
 
     def test_descriptors(self) -> None:
         """The daemon may open as many files as it is allowed to be allowed."""
@@ -76,3 +76,11 @@ class ConfigTests(DaemonTestCase):
             daemon.start()
             limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
             self.assertEqual(limits, (hard, hard))
+
+    def test_aborted(self) -> None:
+        """A daemon that is aborted says where it was."""
+        for daemon in self.daemons():
+            daemon.start()
+            self.assertEqual(daemon.stop(signal.SIGABRT), -signal.SIGABRT)
+            self.assertIn("Fatal Python error: Aborted", daemon.log())
+            self.assertIn("epollreactor.py", daemon.log())

@@ -178,6 +178,19 @@ class UnitTests(SynchronousTestCase):
         self.client().probe()
         self.assertNotEqual(shown("MainPID"), pid)
 
+    def test_keepsTrying(self) -> None:
+        """
+        A daemon that cannot start is tried again for as long as it takes, and its clients wait.
+        """
+        self.start()
+        CONFIG.write_text("max-vm = 3")
+        run("systemctl", "kill", "-s", "KILL", "ccproxy")
+        client = self.client()
+        eventually(lambda: int(shown("NRestarts")) > 6, "several tries", timeout=20.0)
+        CONFIG.write_text("")
+        client.probe()
+        self.assertEqual(shown("ActiveState"), "active")
+
     def test_twoSockets(self) -> None:
         """Two listening sockets are an error that says so."""
         self.add("ccproxy.socket", "[Socket]\nListenStream=/run/clear-containers/other.sock\n")
@@ -195,6 +208,8 @@ class UnitTests(SynchronousTestCase):
         eventually(lambda: shown("NRestarts") == "1", "a restart", timeout=15.0)
         self.client().probe()
         self.assertNotEqual(shown("MainPID"), pid)
+        # Where it was when it hung.
+        self.waitJournal("Fatal Python error: Aborted")
 
     def test_reload(self) -> None:
         """A reload puts new limits into force, while the clients stay connected."""

@@ -27,6 +27,7 @@ def makeParser() -> argparse.ArgumentParser:
         metavar="FILE",
         help=f"the configuration file (default: {config.DEFAULT_FILE}, where it is there)",
     )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     return parser
 
 
@@ -37,16 +38,15 @@ def main(arguments: Sequence[str]) -> int:
     @param arguments: the words after C{check-config}.
     @return: the exit status.
     """
-    path = config.findConfig(makeParser().parse_args(arguments).path)
-    if path is None:
-        print(f"{config.DEFAULT_FILE} is not there: the defaults hold")
-        return 0
+    options = makeParser().parse_args(arguments)
+    path = config.findConfig(options.path)
     try:
-        settings = settingsOf(configured(path))
+        settings = settingsOf(configured(path) if path else {})
     except CCProxyError as problem:
         print(f"ccproxyctl check-config: {problem}", file=sys.stderr)
         return 1
-    print(f"{path}: good")
-    for name, value in settings.differences().items():
-        print(f"  {name} = {value}")
+    if not options.quiet:
+        print(f"{path}: good" if path else f"{config.DEFAULT_FILE} is not there: the defaults hold")
+        for name, value in settings.differences().items():
+            print(f"  {name} = {value}")
     return 0
