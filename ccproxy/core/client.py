@@ -136,9 +136,9 @@ class Client:
     # -- what comes
 
     def received(self, data: memoryview) -> int:
-        offset, limit = 0, self.registry.limits.maxFrame
+        offset, end, limit = 0, len(data), self.registry.limits.maxFrame
         try:
-            while self.state is ClientState.OPEN:
+            while offset < end and self.state is ClientState.OPEN:
                 if self._blocked():
                     self._paused = True
                     self._connection.pauseReading()
@@ -154,23 +154,25 @@ class Client:
         except RemoteProtocolError as error:
             self._breach(error)
         self.registry.flush()
-        return offset if self.state is ClientState.OPEN else len(data)
+        return offset if self.state is ClientState.OPEN else end
 
     def _stdin(self, data: memoryview, offset: int) -> int:
         """
-        Take a run of stdin frames of one length, as far as the session has room: bulk input comes
-        so.
+        Take a stdin frame, or a run of them of one length as far as the session has room: bulk
+        input comes so.
 
-        @return: how many bytes they were; 0 if something else stands there, or less than two.
+        @return: how many bytes they were; 0 if something else stands there, or less than a frame.
         """
-        session, second = self.session, offset + HEADER.size
+        session, body = self.session, offset + HEADER.size
         if session is None or data[offset : offset + 8] != _STDIN:
             return 0
-        size = HEADER.size + int.from_bytes(data[offset + 8 : second], "big")
-        end = len(data)
-        again = data[offset + size : second + size]
-        if data[offset:second] != again or not HEADER.size < size <= end - offset:
+        size = HEADER.size + int.from_bytes(data[offset + 8 : body], "big")
+        stop, end = offset + size, len(data)
+        if stop > end or size - HEADER.size > self.registry.limits.maxFrame:
             return 0
+        if data[offset:body] != data[stop : stop + HEADER.size] or size == HEADER.size:
+            session.takeInput(bytes(data[body:stop]))
+            return size
         count = min(runLength(data, offset, end, size), 1 + session.stdin.room // size)
         stop = offset + count * size
         session.takeInput(

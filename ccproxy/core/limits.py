@@ -34,7 +34,7 @@ class Limits:
     Each field's C{metadata} has its C{help} text, its C{kind} and its C{least} and C{most} value.
     """
 
-    maxClients: int = _limit(4096, "client connections at a time")
+    maxClients: int = _limit(16384, "client connections at a time")
     maxVMs: int = _limit(2048, "VMs known at a time, lost ones included")
     maxTokens: int = _limit(4096, "I/O tokens of one VM")
     maxCommands: int = _limit(256, "control commands waiting for one VM's agent")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Optional
 
@@ -27,6 +26,10 @@ HYPERSTART0_KEYS = frozenset(
 _OURS = frozenset(("stdio", "stderr"))
 _scanner = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)
 _spaces = re.compile(r"[ \t\n\r]*")
+
+#: A member of an object: its key, and where in the text the key begins, the value begins, and the
+#: value ends.
+_Member = tuple[str, int, int, int]
 
 
 @attrs.frozen
@@ -81,12 +84,13 @@ class StartData:
         container, process = _check(hyperName, raw)
         try:
             text = raw.decode()
-            ((_, start, end),) = _named(text, "process", f"{hyperName} data")
-            members = list(_members(text, start))
+            (place,) = _named(_members(text, _skip(text, 0)), "process", f"{hyperName} data")
+            _, _, start, end = place
+            members = _members(text, start)
         except (ValueError, RecursionError) as error:
             raise BadPayload(f"malformed {hyperName} data: {error}") from None
         for key in _OURS:
-            _named(text, key, "process", start)
+            _named(members, key, "process")
         dropped = _OURS if process.id else _OURS | {"id"}
         kept = [
             (key, text[keyStart:valueEnd])
@@ -148,37 +152,34 @@ def _check(hyperName: str, raw: bytes) -> tuple[str | None, _Process]:
     return container, process
 
 
-def _members(text: str, start: int) -> Iterator[tuple[str, int, int, int]]:
+def _members(text: str, start: int) -> list[_Member]:
     """
-    The members of the object that begins at C{start}: key, and where the key begins, the value
-    begins, and the value ends.
+    The members of the object that begins at C{start}.
     """
+    found = []
     at = _skip(text, start + 1)
     while text[at] != "}":
         key, end = scanstring(text, at + 1, False)
         value = _skip(text, _skip(text, end) + 1)
         _, end = _scanner.raw_decode(text, value)
-        yield key, at, value, end
+        found.append((key, at, value, end))
         at = _skip(text, end)
         if text[at] == ",":
             at = _skip(text, at + 1)
+    return found
 
 
-def _named(
-    text: str, name: str, where: str, start: int | None = None
-) -> list[tuple[str, int, int]]:
+def _named(members: list[_Member], name: str, where: str) -> list[_Member]:
     """
-    The members called C{name}: key, and where the value begins and ends.
+    The members called C{name}.
 
-    @raise BadPayload: one is called so but for its letter case, which some agents take for the
-        same.
+    @raise BadPayload: there are two, or one is called so but for its letter case, which some agents
+        take for the same.
     """
-    found = []
-    for key, _, value, end in _members(text, _skip(text, 0) if start is None else start):
-        if key.casefold() == name:
-            if key != name:
-                raise BadPayload(f"{where} has {key!r}, which some agents take for {name!r}")
-            found.append((key, value, end))
+    found = [member for member in members if member[0].casefold() == name]
+    for key, *_ in found:
+        if key != name:
+            raise BadPayload(f"{where} has {key!r}, which some agents take for {name!r}")
     if len(found) > 1:
         raise BadPayload(f"{where} has {name} twice")
     return found
@@ -186,6 +187,8 @@ def _named(
 
 def _skip(text: str, at: int) -> int:
     """Where the next character stands that is no white space."""
+    if text[at] > " ":
+        return at
     match = _spaces.match(text, at)
     assert match is not None
     return match.end()

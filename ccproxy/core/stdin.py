@@ -195,7 +195,7 @@ class StdinScheduler:
         buffers: list[Buffer] = []
         total = 0
         touched: set[Session] = set()
-        if dialect is Dialect.CC and len(self.turns) == 1:
+        if dialect is Dialect.CC and len(self.turns) == 1 and self.turns[0].stdin.size > TURN:
             total = self._bulk(self.turns[0], buffers)
             touched.add(self.turns[0])
         while self.turns and not self._mustDrain and self._sent + total + TURN <= WINDOW:
