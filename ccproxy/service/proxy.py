@@ -160,10 +160,9 @@ class ProxyService(MultiService):
             services.append(PodService(self.registry.registry, reactor))
         elif settings.ksm != "initial":
             services.append(self._ksm(settings.ksm))
-        services += self._admin()
         self.systemd = SystemdService(self.registry.registry, reactor, os.environ)
-        services.append(self.systemd)
         self.restart = Restart(self, settings, reactor, os.environ)
+        services += [*self._admin(), self.systemd]
         for service in services:
             service.setServiceParent(self)
         if settings.embeddedVMs:
@@ -200,6 +199,7 @@ class ProxyService(MultiService):
                 lambda: listening.listening,
                 lambda: self.daemonLog,
                 orphans,
+                self.restart,
             )
             services.append(admin)
         return services

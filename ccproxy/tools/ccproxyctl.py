@@ -34,6 +34,7 @@ COMMANDS = {
     "loglevel": ("loglevel", "show or set how much the daemon logs"),
     "drain": ("drain", "have the daemon take no new VMs"),
     "stop": ("stop", "end the daemon in order"),
+    "restart": ("restart", "restart the daemon, and close no connection"),
     "supervise": ("supervise", "run the daemon, and keep its connections over its restarts"),
     "check-config": ("checkconfig", "check a configuration file"),
     "completion": ("completion", "print what a shell needs to complete these commands"),

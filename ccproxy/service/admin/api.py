@@ -4,6 +4,7 @@ What the admin socket does: each method answers one route of L{ccproxy.service.a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any, Protocol
 
@@ -50,6 +51,8 @@ class Api:
     @ivar metrics: the page for Prometheus.
     @ivar profiler: makes profiles, or L{None} where none are wanted.
     @ivar log: its log, or L{None} where that is not its own.
+    @ivar keeps: says whether somebody keeps the connections over a restart.
+    @ivar restart: hands over to a successor.
     """
 
     registry: Registry
@@ -60,6 +63,8 @@ class Api:
     metrics: Metrics
     profiler: Profiler | None = None
     log: LevelSwitch | None = None
+    keeps: Callable[[], bool] = bool
+    restart: Callable[[], object] = bool
     _log = Logger()
 
     def status(self, call: Call) -> views.Status:
@@ -217,6 +222,22 @@ class Api:
         self._log.info("stopping, as the admin socket says", event="admin-stop")
         self.reactor.callLater(STOP_DELAY, self._stop)
         return Reply.json(views.Stopping(), 202)
+
+    def restartDaemon(self, call: Call) -> Reply:
+        """
+        Hand over to a successor, once this was answered.
+
+        @raise Refused: there is nobody to keep the connections meanwhile.
+        """
+        if not self.keeps():
+            raise Refused(
+                409,
+                "the daemon has nobody to keep its connections: start it from its systemd unit or"
+                " with ccproxyctl supervise, and with --keep-descriptors",
+            )
+        self._log.info("restarting, as the admin socket says", event="admin-restart")
+        self.reactor.callLater(STOP_DELAY, self.restart)
+        return Reply.json(views.Restarting(), 202)
 
     def _stop(self) -> None:
         try:

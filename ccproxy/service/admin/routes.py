@@ -161,6 +161,15 @@ ROUTES = (
     ),
     Route(
         "POST",
+        "/v1/restart",
+        "Hand over to a successor, without closing a connection",
+        Api.restartDaemon,
+        views.Restarting,
+        status=202,
+        refusals={409: "Nobody keeps the connections meanwhile."},
+    ),
+    Route(
+        "POST",
         "/v1/profile/start",
         "Begin a profile",
         Api.startProfile,

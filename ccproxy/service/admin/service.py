@@ -24,6 +24,7 @@ from .health import Health, LoopLag
 from .listening import AdminListener, LazyFactory
 
 if TYPE_CHECKING:
+    from ..restart import Restart
     from .api import Api, LevelSwitch
     from .profiling import Profiler
 
@@ -46,12 +47,14 @@ class AdminService(Service):
         listening: Callable[[], bool],
         log: Callable[[], LevelSwitch | None],
         orphans: OrphanService | None = None,
+        restart: Restart | None = None,
     ) -> None:
         """
         @param poller: what watches its connections.
         @param listening: whether clients can connect.
         @param log: the daemon's log, or L{None} where that is not its own.
         @param orphans: what looks for orphans, where somebody does.
+        @param restart: how the daemon restarts.
         """
         self._settings = settings
         self._registry = registry
@@ -59,6 +62,7 @@ class AdminService(Service):
         self._reactor: Any = poller.reactor
         self._daemonLog = log
         self._orphans = orphans
+        self._restart = restart
         self._startedAt = 0.0
         self._lag = LoopLag(self._reactor)
         self._health = Health(self._lag, settings.maxLoopLag, listening)
@@ -163,4 +167,8 @@ class AdminService(Service):
                 self._profiler,
                 self._daemonLog(),
             )
+            restart = self._restart
+            if restart is not None:
+                self._made.keeps = lambda: restart.keeps
+                self._made.restart = lambda: restart.begin(insist=False)
         return self._made

@@ -297,6 +297,17 @@ class Stopping:
 
 
 @attrs.frozen(slots=False)
+class Restarting:
+    """
+    The daemon hands over to its successor.
+
+    @ivar restarting: always true.
+    """
+
+    restarting: bool = True
+
+
+@attrs.frozen(slots=False)
 class Health:
     """
     Whether the daemon works.

@@ -1,0 +1,73 @@
+"""
+C{ccproxyctl restart}: another daemon takes the place of the one that runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+
+from .adminclient import AdminClient, AdminError
+from .asking import ask, askingParser, show
+
+#: Seconds between two looks for the new daemon.
+LOOK = 0.1
+
+
+def makeParser() -> argparse.ArgumentParser:
+    """What its command line may say."""
+    parser = askingParser(
+        "restart",
+        "Have the daemon hand over to a new one, which closes no connection and loses nothing: "
+        "after an upgrade, for example. It must have been started by its systemd unit or by "
+        "ccproxyctl supervise. The command waits until the new one answers.",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long to wait for the new one; 0 is not at all (default: %(default)g)",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """
+    Run the command.
+
+    @param arguments: the words after C{restart}.
+    @return: the exit status.
+    """
+    parser = makeParser()
+    options = parser.parse_args(arguments)
+    return ask(parser, options, lambda client: restart(client, options.timeout))
+
+
+async def restart(client: AdminClient, timeout: float) -> None:
+    """
+    Restart the daemon, and wait for its successor.
+
+    @raise AdminError: there is none in time, or the daemon cannot restart.
+    """
+    before = await client.get("/v1/status")
+    await client.ask("POST", "/v1/restart")
+    if not timeout:
+        show(["The daemon is restarting."])
+        return
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        time.sleep(LOOK)  # nothing else happens here
+        try:
+            after = await client.get("/v1/status")
+        except AdminError:
+            continue
+        if after["pid"] != before["pid"]:
+            versions = f"version {after['version']}, before {before['version']}"
+            show([f"The daemon has restarted: pid {after['pid']}, {versions}."])
+            return
+    raise AdminError(
+        f"the daemon was told to restart, and no other has answered within {timeout:g} s: the log "
+        "says why"
+    )
