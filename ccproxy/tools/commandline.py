@@ -49,11 +49,14 @@ def wordsOf(parser: argparse.ArgumentParser) -> Iterator[Word]:
 
 
 def withSubcommands(
-    name: str, parser: argparse.ArgumentParser
-) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """A command's parser, and those of its own commands, each with what is typed to get there."""
-    yield name, parser
+    name: str, help: str, parser: argparse.ArgumentParser
+) -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
+    """
+    A command and its own commands: what is typed to get there, what it does, and its parser.
+    """
+    yield name, help, parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
+            helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
             for sub, subparser in action.choices.items():
-                yield from withSubcommands(f"{name} {sub}", subparser)
+                yield from withSubcommands(f"{name} {sub}", helps.get(sub, ""), subparser)

@@ -37,9 +37,9 @@ def makeParser() -> argparse.ArgumentParser:
 def lines() -> list[Line]:
     """All commands."""
     return [
-        Line(name, ccproxyctl.COMMANDS[command][1] if name == command else "", parser)
-        for command, outer in ccproxyctl.commandParsers().items()
-        for name, parser in withSubcommands(command, outer)
+        Line(*found)
+        for command, parser in ccproxyctl.commandParsers().items()
+        for found in withSubcommands(command, ccproxyctl.COMMANDS[command][1], parser)
     ]
 
 

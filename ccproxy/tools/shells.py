@@ -242,6 +242,8 @@ end
 complete -c ccproxyctl -f
 """
 
+_FISH_FILES = "-F"
+
 
 def fish(program: argparse.ArgumentParser, lines: list[Line]) -> str:
     """
@@ -269,7 +271,10 @@ def _fishOption(word: Word, where: str) -> str:
         f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}" for name in word.names
     )
     text = f"-n {_fished(where)} {names} -d {_fished(word.help)}"
-    return f"{text} -r {_fishValues(word)}".rstrip() if word.value else text
+    if not word.value:
+        return text
+    values = _fishValues(word)
+    return f"{text} -r {values}" if values == _FISH_FILES else f"{text} -x {values}".rstrip()
 
 
 def _fishValues(word: Word) -> str:
@@ -277,7 +282,7 @@ def _fishValues(word: Word) -> str:
         return f"-a {_fished(' '.join(word.choices))}"
     values = {
         _VM: "-a '(ccproxyctl vms --quiet 2>/dev/null)'",
-        _FILES: "-F",
+        _FILES: _FISH_FILES,
         _FOLDERS: "-a '(__fish_complete_directories)'",
     }
     return values.get(_KINDS.get(word.value, ""), "")
