@@ -19,7 +19,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from ..testing.agent import ScriptedAgent
-from ..testing.client import BlockingClient
+from ..testing.client import BlockingClient, registration
 from ..testing.daemon import eventually
 from ..wire.codes import Command
 
@@ -60,6 +60,15 @@ def mode(path: str) -> str:
     return f"{stat.S_IMODE(status.st_mode):o} {user} {group}"
 
 
+#: What docs/systemd says to add where metrics are fetched over the network.
+NETWORK = """\
+[Service]
+PrivateNetwork=no
+RestrictAddressFamilies=AF_INET AF_INET6
+IPAddressAllow=localhost
+"""
+
+
 class UnitTests(SynchronousTestCase):
     """
     C{ccproxy.service} and C{ccproxy.socket}, as they were installed.
@@ -98,17 +107,25 @@ class UnitTests(SynchronousTestCase):
         self.addCleanup(client.close)
         return client
 
-    def agent(self) -> ScriptedAgent:
-        """An agent whose sockets the daemon's user may open."""
+    def agent(self, mask: int = 0) -> ScriptedAgent:
+        """
+        An agent.
+
+        @param mask: what its sockets do not allow; by default, the daemon's user may open them.
+        """
         folder = tempfile.mkdtemp(dir="/run")
         os.chmod(folder, 0o755)
-        before = os.umask(0)
+        before = os.umask(mask)
         try:
             agent = ScriptedAgent(folder)
         finally:
             os.umask(before)
         self.addCleanup(agent.close)
         return agent
+
+    def proc(self, name: str) -> str:
+        """A file of the daemon in /proc."""
+        return Path(f"/proc/{shown('MainPID')}/{name}").read_text()
 
     def waitJournal(self, text: str) -> None:
         """Wait until the service has logged a text."""
@@ -144,6 +161,19 @@ class UnitTests(SynchronousTestCase):
         client.registerVM("vm", self.agent())
         client.hyper("ping")
         self.assertEqual(mode(ADMIN), "600 ccproxy ccproxy")
+
+    def test_root(self) -> None:
+        """
+        The sockets of a hypervisor that runs as root are not for the daemon's user. As root it
+        reaches them, still without any capability.
+        """
+        self.start()
+        request = registration("vm", self.agent(0o077))
+        self.assertIn("Permission denied", self.client().refused(Command.REGISTER_VM, request))
+        self.add("ccproxy.service", "[Service]\nUser=root\n")
+        run("systemctl", "restart", "ccproxy")
+        self.client().registerVM("vm", self.agent(0o077))
+        self.assertIn("CapEff:\t0000000000000000\n", self.proc("status"))
 
     def test_notReady(self) -> None:
         """A daemon that cannot start never was ready, and why is in the journal."""
@@ -249,8 +279,8 @@ class UnitTests(SynchronousTestCase):
         """The daemon may open as many files as it is allowed to be allowed."""
         self.add("ccproxy.service", "[Service]\nLimitNOFILE=100:4321\n")
         self.start()
-        limits = Path(f"/proc/{shown('MainPID')}/limits").read_text()
-        line = next(line for line in limits.splitlines() if line.startswith("Max open files"))
+        lines = self.proc("limits").splitlines()
+        line = next(line for line in lines if line.startswith("Max open files"))
         self.assertEqual(line.split()[3:5], ["4321", "4321"])
 
     def test_stop(self) -> None:
@@ -273,3 +303,17 @@ class UnitTests(SynchronousTestCase):
             with admin.makefile("rb") as answer:
                 self.assertIn(b" 200 ", answer.readline())
                 self.assertIn(b"process_open_fds", answer.read())
+
+    def test_network(self) -> None:
+        """Metrics over the network take three more settings, and hardly more exposure."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        CONFIG.write_text(f'metrics-address = "127.0.0.1:{port}"\n')
+        self.add("ccproxy.service", NETWORK)
+        self.start()
+        with socket.create_connection(("127.0.0.1", port), 10) as connection:
+            connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            with connection.makefile("rb") as answer:
+                self.assertIn(b" 200 ", answer.readline())
+        run("systemd-analyze", "security", "--no-pager", "--threshold=20", "ccproxy.service")
