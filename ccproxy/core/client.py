@@ -7,7 +7,6 @@ its L{Slot}. docs/protocol, "Order", says what may overtake what.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 import attrs
@@ -122,7 +121,7 @@ class Client:
         self.session: Session | None = None
         self.wasShim = False
         self.registering: VM | None = None
-        self.slots: deque[Slot] = deque()
+        self.slots: list[Slot] = []
         self.parked: set[StartCommand] = set()
         self.outlet = Outlet(connection, registry.budget)
         self._connection = connection
@@ -290,7 +289,7 @@ class Client:
             return
         slots = self.slots
         while slots and slots[0].reply is not None:
-            self.outlet.push(slots.popleft().reply or b"")
+            self.outlet.push(slots.pop(0).reply or b"")
         self.flush()
         self.wake()
 

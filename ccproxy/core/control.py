@@ -12,7 +12,6 @@ when its own time, counted from its arrival, is over.
 
 from __future__ import annotations
 
-from collections import deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -46,7 +45,7 @@ class ControlQueue:
         self._waitUntil = 0.0
         self._asked = False
         self._reported: ControlCommand | None = None
-        self.waiting: deque[ControlCommand] = deque()
+        self.waiting: list[ControlCommand] = []
         self.inFlight: ControlCommand | None = None
 
     # -- commands
@@ -108,7 +107,7 @@ class ControlQueue:
                 command = VersionCommand(vm)
                 command.arrived = vm.registry.clock.seconds()
             else:
-                self.waiting.popleft()
+                self.waiting.pop(0)
             try:
                 code, body = command.message(vm.dialect)
             except RequestError as error:

@@ -7,7 +7,6 @@ and those that were not go back to the session when the connection is lost (prom
 
 from __future__ import annotations
 
-from collections import deque
 
 from ..interfaces import IConnection
 from ..wire.translation import frameAround
@@ -36,7 +35,7 @@ class Outlet:
         """
         self._connection = connection
         self._budget = budget
-        self._blocks: deque[tuple[bytes, bool]] = deque()
+        self._blocks: list[tuple[bytes, bool]] = []
         self._offset = 0
         self._gone = False
         self.size = 0
@@ -99,13 +98,16 @@ class Outlet:
         """Forget C{taken} bytes that the connection has now."""
         self.size -= taken
         taken += self._offset
-        blocks = self._blocks
-        while blocks and taken >= len(blocks[0][0]):
-            block, kept = blocks.popleft()
+        through = 0
+        for block, kept in self._blocks:
+            if taken < len(block):
+                break
+            through += 1
             taken -= len(block)
             if kept:
                 self.kept -= len(block)
                 self._budget.used -= len(block)
+        del self._blocks[:through]
         self._offset = taken
 
     def peerGone(self) -> None:
@@ -117,14 +119,14 @@ class Outlet:
 
     def dropKept(self) -> None:
         """Drop the session's frames, but for one of which a part has been taken."""
-        rest = deque(block for block in self._blocks if not block[1])
+        rest = [block for block in self._blocks if not block[1]]
         if self._offset:
             head, kept = self._blocks[0]
             if kept:
                 start, stop = frameAround(head, self._offset)
                 if start < self._offset:
                     self._offset -= start
-                    rest.appendleft((head[start:stop], False))
+                    rest.insert(0, (head[start:stop], False))
                 else:
                     self._offset = 0
         self._budget.used -= self.kept
@@ -132,7 +134,7 @@ class Outlet:
         self._blocks = rest
         self.size = sum(len(block) for block, _ in rest) - self._offset
 
-    def takeBack(self) -> deque[bytes]:
+    def takeBack(self) -> list[bytes]:
         """
         The connection is lost: give the session's blocks back, in order, and drop the others.
 
@@ -143,7 +145,7 @@ class Outlet:
             start, _ = frameAround(head, self._offset)
             self._blocks[0] = (head[start:], True)
             self._budget.used -= start
-        back = deque(block for block, kept in self._blocks if kept)
+        back = [block for block, kept in self._blocks if kept]
         self._blocks.clear()
         self._offset = self.size = self.kept = 0
         return back

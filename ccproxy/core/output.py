@@ -5,7 +5,6 @@ written whole to a shim's connection.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 from ..errors import LocalProtocolError
@@ -35,7 +34,7 @@ class Output:
         self._budget = budget
         self.pendingSize = 0
         self.shim: Client | None = None
-        self.pending: deque[bytes] = deque()
+        self.pending: list[bytes] = []
         self.dropping = False
         self.dropped = 0
 

@@ -4,7 +4,6 @@ Going on with a state that another process has written: the opposite of L{ccprox
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 
 import attrs
@@ -271,7 +270,7 @@ class _Reader:
         output, stdin = session.output, session.stdin
         if form.shim is not None:
             output.shim = self._clients[form.shim]
-        output.pending = deque(form.pending)
+        output.pending = list(form.pending)
         output.pendingSize = sum(map(len, form.pending))
         output.dropping, output.dropped = form.dropping, form.dropped
         stdin._pieces.extend(form.pieces)

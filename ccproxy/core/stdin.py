@@ -20,7 +20,6 @@ read (L{ccproxy.core.flow}).
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 from ..interfaces import IConnection
@@ -57,7 +56,7 @@ class StdinQueue:
         @param budget: where its bytes are counted.
         """
         self._budget = budget
-        self._pieces: deque[bytes] = deque()
+        self._pieces: list[bytes] = []
         self._offset = 0
         self.size = 0
         self.ended = False
@@ -100,7 +99,7 @@ class StdinQueue:
             self._offset += size
             piece = memoryview(piece)[start : start + size]
         else:
-            self._pieces.popleft()
+            self._pieces.pop(0)
             if start:
                 self._offset = 0
                 piece = memoryview(piece)[start:]
@@ -149,7 +148,7 @@ class StdinScheduler:
         #: It must have been emptied before more is written.
         self._mustDrain = False
         self._waiting = False
-        self.turns: deque[Session] = deque()
+        self.turns: list[Session] = []
 
     def add(self, session: Session) -> None:
         """C{session} has stdin to send."""
@@ -248,7 +247,7 @@ class StdinScheduler:
             touched.add(session)
             if not stdin:
                 stdin.scheduled = False
-                turns.popleft()
+                turns.pop(0)
         if turns and turns[0] is session:
-            turns.rotate(-1)
+            turns.append(turns.pop(0))
         return TURN - room
