@@ -29,8 +29,8 @@ from ..core.clock import Clock, Wait, cancel
 #: A folder in this variable stands for the root of the file system, in all that is done here.
 ROOT_VARIABLE = "CCPROXY_KSM_ROOT"
 
-# The files of KSM, C{run} first: it is set last.
-_NAMES = ("run", "pages_to_scan", "sleep_millisecs")
+#: The files of KSM that are changed, C{run} first: it is set last.
+KSM_FILES = ("run", "pages_to_scan", "sleep_millisecs")
 
 #: Seconds that the end of the daemon waits for the kernel to take what was set before.
 STOP_TIMEOUT = 5.0
@@ -134,7 +134,7 @@ class KSMFiles:
             raise OSError("another daemon sees to it") from None
         with contextlib.suppress(OSError, TypeError, ValueError), open(self._kept) as file:
             kept = json.load(file)
-            self._before = {name: str(int(kept[name])) for name in _NAMES if name in kept}
+            self._before = {name: str(int(kept[name])) for name in KSM_FILES if name in kept}
         self.restore()
 
     def release(self) -> None:
@@ -151,7 +151,7 @@ class KSMFiles:
     def pace(self, pace: Pace) -> None:
         """Let it run at this pace."""
         pages = max(1, self._anonymousPages() // pace.share)
-        self._keep(*_NAMES)
+        self._keep(*KSM_FILES)
         self._write("run", "0")
         self._write("pages_to_scan", str(pages))
         self._write("sleep_millisecs", str(pace.sleep))

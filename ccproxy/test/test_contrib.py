@@ -1,5 +1,5 @@
 """
-The dashboard and the alerts of contrib/ name metrics that the daemon has.
+What contrib/ knows of the daemon: its metrics, its paths.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 import ccproxy
 
+from ..net.address import DEFAULT_ADMIN_SOCKET, DEFAULT_SOCKET
 from ..service.admin.events import Events
 from ..service.admin.health import Health, LoopLag
 from ..service.admin.metrics import DaemonCollector, Metrics
+from ..service.config import DEFAULT_FILE
+from ..service.ksm import KSM_FILES
+from ..service.logsinks import JOURNAL, SYSLOG
 from .memory import World
 
 _METRIC = re.compile(r"\b(?:ccproxy|process)_[a-z_]+\b")
@@ -90,3 +94,29 @@ class MetricsTests(SynchronousTestCase):
         ours -= {name for name in ours if name.endswith(("_sum", "_bucket", "_count"))}
         missing = ours - set(_METRIC.findall(dashboard()))
         self.assertEqual(missing, {"ccproxy_draining", "ccproxy_event_listeners"})
+
+
+class PoliciesTests(SynchronousTestCase):
+    """contrib/selinux and contrib/apparmor against the defaults."""
+
+    def test_selinux(self) -> None:
+        """The folders of the sockets and of the configuration have labels."""
+        text = contrib("selinux/ccproxy.fc").read_text()
+        for path in (DEFAULT_SOCKET, DEFAULT_ADMIN_SOCKET, DEFAULT_FILE):
+            folder = os.path.dirname(path).removeprefix("/var")
+            self.assertRegex(text, rf"(?m)^{folder}\(/\.\*\)\?\t")
+
+    def test_apparmor(self) -> None:
+        """They may be used, and so may KSM, syslog and the journal."""
+        text = contrib("apparmor/ccproxy").read_text()
+        folders = {
+            os.path.basename(os.path.dirname(p)) for p in (DEFAULT_SOCKET, DEFAULT_ADMIN_SOCKET)
+        }
+        found = re.search(r"@\{run\}/\{([^}]*)\}/\{,\*\*\} rwk,", text)
+        assert found is not None
+        self.assertLessEqual(folders, set(found[1].split(",")))
+        self.assertIn(f"{os.path.dirname(DEFAULT_FILE)}/{{,**}} r,", text)
+        self.assertIn(f"@{{sys}}/kernel/mm/ksm/{{{','.join(KSM_FILES)}}} rw,", text)
+        self.assertIn(f"{SYSLOG} w,", text)
+        self.assertIn("@{run}/systemd/{notify,journal/dev-log,journal/socket} w,", text)
+        self.assertEqual(JOURNAL, "/run/systemd/journal/socket")
