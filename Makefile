@@ -123,7 +123,7 @@ test-systemd: $(VENV)/.wheel
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 	place="--prefix /usr/local --destdir $$folder" && \
 	"$(BIN)/python" make/install.py $$place --wheel $(WHEEL) && \
-	"$(BIN)/python" make/systemdbox.py --tree "$$folder" -- env CCPROXY_BOX=1 \
+	"$(BIN)/python" make/systemdbox.py --timeout 300 --tree "$$folder" -- env CCPROXY_BOX=1 \
 	    /usr/local/lib/ccproxy/bin/python -m twisted.trial ccproxy.test.test_systemd_units && \
 	"$(BIN)/python" make/install.py $$place --uninstall && \
 	test "$$(find "$$folder" -not -type d)" = "$$folder/etc/ccproxy/ccproxy.toml"

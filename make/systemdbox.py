@@ -1,9 +1,9 @@
 """
 Runs a command beside a real systemd, without touching the machine's own.
 
-The box has namespaces of its own for processes, mounts, names and control groups. Its root is the
-machine's with a layer in memory above it, in which everything that the command and systemd write
-goes away with it. systemd boots there as far as C{basic.target}; then the command runs as root.
+The box has namespaces of its own for processes, mounts, names, the network and control groups. Its
+root is the machine's with a layer in memory above it; what the command and systemd write there goes
+away with it. systemd boots as far as C{basic.target}; then the command runs as root.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ DEVICES = {
     "urandom": (1, 9),
     "tty": (5, 0),
 }
-NAMESPACES = ("--mount", "--pid", "--fork", "--uts", "--ipc", "--cgroup", "--kill-child=KILL")
+NAMESPACES = (
+    *("--mount", "--pid", "--fork", "--uts", "--ipc", "--net", "--cgroup"),
+    "--kill-child=KILL",
+)
 
 SERVICE = """\
 [Unit]
@@ -122,6 +125,9 @@ def boot(box: Path, trees: list[str]) -> None:
     (root / "box").mkdir(exist_ok=True)
     mount("--bind", box, root / "box")
     mount("-t", "proc", "proc", root / "proc")
+    # systemd would raise limits of the kernel, which are the machine's own.
+    mount("--bind", root / "proc/sys", root / "proc/sys")
+    mount("-o", "remount,bind,ro", root / "proc/sys")
     # Read-only, like that of a container: systemd leaves the devices alone then.
     mount("-t", "sysfs", "sysfs", "-o", "ro", root / "sys")
     mount("-t", "cgroup2", "cgroup2", root / "sys/fs/cgroup")

@@ -95,6 +95,7 @@ class LifeTests(ManagedCase):
         self.systemd.stopService()
         self.reactor.run()
         self.assertEqual(self.told(), [])
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_stop(self) -> None:
         """The manager hears of the end before the daemon waits for what is under way."""
