@@ -212,6 +212,7 @@ class UnitTests(SynchronousTestCase):
         """
         A daemon that cannot start is tried again for as long as it takes, and its clients wait.
         """
+        self.add("ccproxy.service", "[Service]\nRestartSec=100ms\n")
         self.start()
         CONFIG.write_text("max-vm = 3")
         run("systemctl", "kill", "-s", "KILL", "ccproxy")
