@@ -1,0 +1,1 @@
+The daemon paces the kernel's samepage merging (``--ksm``) and restores what was set before, even after a kill; in pod mode it ends when nobody needs it any more; ``contrib`` has alerts, a dashboard, an SELinux module and an AppArmor profile, which ``make check-contrib`` puts to the proof.
