@@ -1,1 +1,3 @@
 The daemon paces the kernel's samepage merging (``--ksm``) and restores what was set before, even after a kill; in pod mode it ends when nobody needs it any more; ``contrib`` has alerts, a dashboard, an SELinux module and an AppArmor profile, which ``make check-contrib`` puts to the proof.
+The log goes to stderr, syslog and the journal (``--log-to``), with native fields there; a flood of one kind is cut and counted (``--log-rate``); a sink that stalls holds up neither the daemon nor the others. ``cc-proxy`` writes logfmt, as the historic daemon did.
+The end of each VM's console is kept (``--console-buffer``), and SIGUSR1 writes all state and all that is waited for to the log.

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger, LogLevel
 
 from ..core.registry import Registry
@@ -109,6 +109,8 @@ def _waitFields(wait: Any, now: float) -> dict[str, Any]:
     call: Callable[..., object] = wait.func
     if getattr(call, "__func__", None) is Registry._turn:
         call = wait.args[0]
+    elif isinstance(call, LoopingCall):
+        call = call.f
     owner = getattr(call, "__self__", None)
     for name in ("_vm", "_session"):
         owner = getattr(owner, name, owner)
