@@ -186,12 +186,13 @@ class DaemonLog:
 
     def __call__(self, event: LogEvent) -> None:
         """Log an event."""
-        level = self._levelOf(event)
         if not event.get("log_always"):
-            if _RANKS[level] < self._rank:
+            # First what costs least: most events are not severe enough.
+            if _RANKS[_LEVELS.get(event.get("log_level"), "info")] < self._rank:
                 return
-            if not self._limit.admits(_kind(event)):
+            if _RANKS[self._levelOf(event)] < self._rank or not self._limit.admits(_kind(event)):
                 return
+        level = self._levelOf(event)
         try:
             entry = self._entry(event, level)
         except Exception as problem:
