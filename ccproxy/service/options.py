@@ -237,9 +237,9 @@ class Options(usage.Options):
             "ksm",
             None,
             _DEFAULTS.ksm,
-            "What to do about the kernel's samepage merging, and to undo at the end: stop it (off), "
-            "leave it alone (initial), or let it scan eagerly after each registration and ever "
-            "slower then (auto); in pod mode it is left alone",
+            "What to do about the kernel's samepage merging, and to undo at the end: stop it (off),"
+            " leave it alone (initial), or let it scan eagerly after each registration and ever"
+            " slower then (auto); in pod mode it is left alone",
         ],
         [
             "embedded-dialect",
