@@ -15,6 +15,7 @@
 #   make uninstall      remove what that has installed, but the configuration
 #   make check-contrib  the alerts, policies and the dashboard of contrib/, by Debian's tools
 #   make docs           the documentation, in docs/_build
+#   make man            the manual pages, in docs/_build/man
 #   make conformance    the black-box suite, where it lies beside this folder
 #   make clean          remove all that these have made
 #
@@ -35,7 +36,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # The tests run from the wheel; those of what is not in it find it here.
 export CCPROXY_SOURCE := $(CURDIR)
 
-.PHONY: run vm command test test-vm unit lint test-lowest check-run fuzz soak bench bench-check install uninstall test-systemd check-contrib docs conformance clean
+.PHONY: run vm command test test-vm unit lint test-lowest check-run fuzz soak bench bench-check install uninstall test-systemd check-contrib docs man conformance clean
 .DELETE_ON_ERROR:
 
 # The command is given to the shell inside the VM exactly as it was typed, so make must not look
@@ -134,6 +135,10 @@ check-contrib:
 docs: $(VENV)/.docs
 	"$(BIN)/sphinx-build" -q -W --keep-going -b html docs docs/_build
 	@echo "docs/_build/index.html"
+
+man: $(VENV)/.installed
+	@"$(BIN)/python" -m ccproxy.tools.manpages docs/_build/man
+	@echo "man -l docs/_build/man/man1/ccproxyctl.1"
 
 # No machine's KSM is for trying things out.
 conformance soak bench bench-check: export CCPROXY_KSM_ROOT := /nonexistent

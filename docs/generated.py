@@ -13,8 +13,10 @@ import attrs
 from ccproxy.core import states
 from ccproxy.core.limits import Limits
 from ccproxy.service.ccproxy_command import FLAGS
-from ccproxy.service.options import Options
 from ccproxy.service.settings import optionName
+from ccproxy.tools import ccproxyctl
+from ccproxy.tools.asking import STATUSES
+from ccproxy.tools.manpages import daemonOptions
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], widths: str = "auto") -> str:
@@ -26,18 +28,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], widths: str = "a
     return "\n".join([*lines, "", ""])
 
 
-def options() -> dict[str, tuple[str, str]]:
-    """Every option of C{twistd ccproxy}: its default and what it does."""
-    parsed = Options()
-    found = {name: ("", text) for name, _, text in parsed.optFlags}
-    found |= {row[0]: (row[2] or "", row[3]) for row in parsed.optParameters}
-    found |= {name: ("", text) for name, text in parsed.docs.items() if name not in found}
-    return {name: entry for name, entry in found.items() if name not in ("version", "help")}
-
-
 def optionTable(chosen: Iterable[str]) -> str:
     """The table of these options."""
-    known = options()
+    known = daemonOptions()
     rows = []
     for name in chosen:
         default, text = known[name]
@@ -52,6 +45,17 @@ def flagTable() -> str:
         for flag in FLAGS
     ]
     return table(["flag", "default", "meaning"], rows, "20 15 65")
+
+
+def commandTable() -> str:
+    """The table of the commands of C{ccproxyctl}."""
+    rows = [[f"``{name}``", help] for name, (_, help) in ccproxyctl.COMMANDS.items()]
+    return table(["command", "what it does"], rows, "20 80")
+
+
+def statusTable() -> str:
+    """The table of the exit statuses of those that ask the daemon."""
+    return table(["status", "meaning"], ([str(n), text] for n, text in STATUSES.items()), "20 80")
 
 
 def stateTable(transitions: Mapping[tuple[Enum, Enum], Enum]) -> str:
@@ -69,11 +73,13 @@ def write(folder: Path) -> None:
     """Write all parts, for the pages to include."""
     folder.mkdir(parents=True, exist_ok=True)
     fields = [optionName(field.name) for field in attrs.fields(Limits)]
-    limits = [name for name in fields if name in options()]
+    limits = [name for name in fields if name in daemonOptions()]
     parts = {
-        "options": optionTable(name for name in options() if name not in limits),
+        "options": optionTable(name for name in daemonOptions() if name not in limits),
         "limits": optionTable(limits),
         "flags": flagTable(),
+        "commands": commandTable(),
+        "statuses": statusTable(),
         "client-states": stateTable(states.CLIENT_TABLE),
         "session-states": stateTable(states.SESSION_TABLE),
         "vm-states": stateTable(states.VM_TABLE),

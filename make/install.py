@@ -26,6 +26,9 @@ COMPLETIONS = {
     "zsh": "share/zsh/site-functions/_ccproxyctl",
     "fish": "share/fish/vendor_completions.d/ccproxyctl.fish",
 }
+#: The manual pages, below the prefix.
+MANUAL = "share/man"
+PAGES = ("man1/ccproxyctl.1", "man8/cc-proxy.8", "man8/twistd-ccproxy.8")
 #: Writes what twistd knows of its plugins: it could not do so itself as a user without rights.
 _KNOW_PLUGINS = "from twisted.plugin import IPlugin, getPlugins; list(getPlugins(IPlugin))"
 
@@ -115,6 +118,7 @@ def install(places: Places, python: str, wheel: str) -> None:
     for shell, place in COMPLETIONS.items():
         text = run(inside, "-I", "-m", "ccproxy.tools.ccproxyctl", "completion", shell)
         write(places.now(places.prefix / place), text)
+    run(inside, "-I", "-m", "ccproxy.tools.manpages", places.now(places.prefix / MANUAL))
     example = places.now(places.example)
     if not example.exists():
         write(example, (ROOT / "contrib/ccproxy.toml").read_text())
@@ -125,7 +129,8 @@ def uninstall(places: Places) -> None:
     shutil.rmtree(places.now(places.tree), ignore_errors=True)
     links = (places.prefix / "bin" / name for name in COMMANDS)
     completions = (places.prefix / path for path in COMPLETIONS.values())
-    for path in (*links, *places.files, *completions):
+    pages = (places.prefix / MANUAL / page for page in PAGES)
+    for path in (*links, *places.files, *completions, *pages):
         places.now(path).unlink(missing_ok=True)
 
 
@@ -200,6 +205,8 @@ def main() -> int:
         print(f"ccproxy is in {places.tree}. To run it by systemd:")
         print("  systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload")
         print("  systemctl enable --now ccproxy.socket ccproxy.service")
+        if options.prefix.rstrip("/") not in ("/usr", "/usr/local"):
+            print(f"systemd looks below /usr and /usr/local only, and not below {options.prefix}.")
     return 0
 
 

@@ -39,7 +39,8 @@ def addAddress(parser: argparse.ArgumentParser) -> None:
         type=address,
         default=os.environ.get("CCPROXY_SOCKET") or DEFAULT_SOCKET,
         metavar="unix://PATH",
-        help="the proxy's socket, or just its path (default: $CCPROXY_SOCKET, or %(default)s)",
+        help="the proxy's socket, or just its path (default: $CCPROXY_SOCKET, or "
+        f"{DEFAULT_SOCKET})",
     )
 
 

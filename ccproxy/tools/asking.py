@@ -1,9 +1,5 @@
 """
 What the commands have in common that ask the daemon over its admin socket.
-
-Their exit statuses: 0 done; 1 refused, or not answered; 2 words on the command line that make no
-sense; 3 no daemon answers; 4 this user may not ask; 5 there is no such VM. One that is ended by a
-signal, Ctrl-C for example, ends by that signal; one whose reader has gone, with 141.
 """
 
 from __future__ import annotations
@@ -25,11 +21,17 @@ from .tables import Column, grid
 #: The exit status of who would have died of SIGPIPE.
 NO_READER = 128 + signal.SIGPIPE
 
-#: What C{--help} says about the exit status.
-STATUSES = (
-    "Exit status: 0 if done; 1 if the daemon refused or did not answer; 2 for a bad option; "
-    "3 if no daemon answers; 4 if this user may not ask it"
-)
+#: What each exit status of these commands means. Ended by a signal, Ctrl-C for example, they end by
+#: that signal.
+STATUSES = {
+    0: "done",
+    1: "the daemon refused, or did not answer",
+    2: "something on the command line makes no sense",
+    3: "no daemon answers at the admin socket",
+    4: "this user may not ask it",
+    5: "there is no such VM",
+    NO_READER: "what reads the output has gone",
+}
 
 
 class UnknownVM(AdminError):
@@ -51,12 +53,16 @@ def askingParser(
     parser = argparse.ArgumentParser(
         prog=f"ccproxyctl {name}",
         description=description,
-        epilog=f"{STATUSES}{'; 5 if there is no such VM' if unknown else ''}.",
+        epilog=f"Exit status: {_statuses(0, 1, 2, 3, 4, *((5,) if unknown else ()))}.",
     )
     addAdmin(parser)
     if json:
         parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     return parser
+
+
+def _statuses(*which: int) -> str:
+    return "; ".join(f"{status} {STATUSES[status]}" for status in which)
 
 
 def ask(
