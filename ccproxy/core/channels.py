@@ -37,6 +37,7 @@ class ControlSink:
                 if message is None:
                     break
                 offset += message.size
+                vm.registry.changed(vm)
                 vm.commands.message(message.number, message.body)
         except RemoteProtocolError as error:
             vm.channelEnded(False, f"sent a {error}")

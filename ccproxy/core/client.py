@@ -66,11 +66,15 @@ class Slot:
             payload = encode(ErrorResponse(str(error)))
             self._set(encodeFrame(FrameType.RESPONSE, self.opcode, payload, error=True), error)
 
+    def settled(self, error: RequestError | None = None) -> None:
+        """Note what became of the command, and how long it took."""
+        registry = self.client.registry
+        registry.tally.command(self.opcode, registry.clock.seconds() - self.began, error)
+
     def _set(self, frame: bytes, error: RequestError | None) -> None:
         if self.reply is None:
             self.reply = frame
-            registry = self.client.registry
-            registry.tally.command(self.opcode, registry.clock.seconds() - self.began, error)
+            self.settled(error)
             self.client.sendReplies()
 
 
@@ -234,6 +238,13 @@ class Client:
                 vm=self.vm.containerId if self.vm else None,
             )
         request(self, slot, frame.payload)
+        self._changed()
+
+    def _changed(self) -> None:
+        """It, or the VM that its commands go to, is not as it was."""
+        self.registry.changed(self.vm)
+        if self.session is not None:
+            self.registry.changed(self.session.vm)
 
     def _breach(self, error: RemoteProtocolError) -> None:
         """The peer broke the framing: it is told where it can be, and nothing more is read."""
@@ -288,6 +299,7 @@ class Client:
         if self.state is ClientState.CLOSED:
             return
         slots = self.slots
+        self._changed()
         while slots and slots[0].reply is not None:
             self.outlet.push(slots.pop(0).reply or b"")
         self.flush()

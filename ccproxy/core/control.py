@@ -224,6 +224,7 @@ class ControlQueue:
 
     def _check(self) -> None:
         """A deadline may have passed."""
+        self._vm.registry.changed(self._vm)
         self._wait = None
         vm, now = self._vm, self._vm.registry.clock.seconds()
         limits, stuck = vm.registry.limits, self.inFlight

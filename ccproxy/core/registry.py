@@ -59,6 +59,8 @@ class Registry:
     @ivar clientCount: how many clients have connected so far.
     @ivar whenRegistered: called when a VM has been registered.
     @ivar whenUnregistered: called when a VM has been unregistered.
+    @ivar whenChanged: called at the end of each turn with the VMs of which more has changed than
+        what is on its way, if anybody wants to know.
     """
 
     connector: IConnector
@@ -81,6 +83,8 @@ class Registry:
     clientCount: int = 0
     whenRegistered: Callable[[], None] | None = None
     whenUnregistered: Callable[[], None] | None = None
+    whenChanged: Callable[[set[VM]], None] | None = None
+    _changed: set[VM] = attrs.field(factory=set)
     _serial: int = 0
     _touched: set[Client] = attrs.field(factory=set)
     _crowded: bool = False
@@ -136,6 +140,11 @@ class Registry:
         """There is something to send to C{client} at the end of this turn."""
         self._touched.add(client)
 
+    def changed(self, vm: VM | None) -> None:
+        """Something of C{vm} has changed that a process in the place of this one must know."""
+        if self.whenChanged is not None and vm is not None:
+            self._changed.add(vm)
+
     def flush(self) -> None:
         """The end of a turn: send what has gathered."""
         crowded = self._crowded or self.budget.crowded
@@ -144,6 +153,9 @@ class Registry:
         self._crowded = self.budget.crowded
         if crowded and not self._crowded:
             self._uncrowded()
+        if self._changed and self.whenChanged is not None:
+            changed, self._changed = self._changed, set()
+            self.whenChanged(changed)
 
     def _uncrowded(self) -> None:
         """Each session may hold more again: those that were full are not."""

@@ -155,8 +155,9 @@ class _Reader:
 
     def read(self) -> Resumed:
         registry, snapshot = self._registry, self._snapshot
-        registry._serial = snapshot.serial
-        registry.clientCount = snapshot.clientCount
+        # The registry may have taken up other VMs before.
+        registry._serial = max(registry._serial, snapshot.serial)
+        registry.clientCount = max(registry.clientCount, snapshot.clientCount)
         registry.ignoredFrames = snapshot.ignoredFrames
         registry.draining = snapshot.draining
         # First all things, bare, each of those that its maker asks for; then what they remember.

@@ -118,6 +118,7 @@ class Session:
 
     def _advance(self, input: SessionInput) -> None:
         self.state = advance(SESSION_TABLE, self.state, input)
+        self.vm.registry.changed(self.vm)
 
     # -- the shim
 
@@ -140,6 +141,7 @@ class Session:
         shim = self.shim
         if shim is None:
             return
+        self.vm.registry.changed(self.vm)
         self.output.disconnect()
         self._exitQueued = self._exitQueued and bool(self.output.pending)
         self.vm.log.info("shim gone", event="shim-gone", client=shim.name, **self.fields)
@@ -196,6 +198,7 @@ class Session:
 
     def notStarted(self, start: StartCommand, error: RequestError) -> None:
         """The start was refused, or not even sent. Its token can be used for another try."""
+        self.vm.registry.changed(self.vm)
         if self.start is start:
             self.start = None
             self.held.fail(RequestError(f"the process was not started: {error}"))
@@ -222,6 +225,7 @@ class Session:
         if number == self.stdio:
             if not body:
                 self._sawEnd = True
+                self.vm.registry.changed(self.vm)
                 if self.status is not None:
                     self.exited(self.status)
                 return
@@ -408,6 +412,8 @@ class Session:
         if self.stdin.ended or self.state in (SessionState.EXITED, SessionState.ENDED):
             return
         self.stdin.add(data)
+        if not data:
+            self.vm.registry.changed(self.vm)
         if self._acked:
             self.vm.stdin.add(self)
 

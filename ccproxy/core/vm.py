@@ -109,6 +109,7 @@ class VM:
 
     def _advance(self, input: VMInput) -> None:
         self.state = advance(VM_TABLE, self.state, input)
+        self.registry.changed(self)
 
     def _later(self, delay: float, action: Callable[..., object], *args: object) -> None:
         # Each is waited for once at a time. The name is what is written down of it.

@@ -69,6 +69,16 @@ def write(registry: Registry, keyOf: Callable[[IConnection], Key]) -> Snapshot:
     return _Writer(registry, keyOf).write()
 
 
+def writeVM(vm: VM, keyOf: Callable[[IConnection], Key]) -> Snapshot:
+    """
+    Write down what is to be known of one VM if this process dies: not what is on its way, which
+    dies with it, and of clients only the shims, which are all that is kept of them.
+
+    @param keyOf: names a connection.
+    """
+    return _Writer(vm.registry, keyOf, vm).write()
+
+
 class _Table(Generic[T, F]):
     """
     All things of one kind that were met, in the order in which they were.
@@ -106,8 +116,17 @@ class _Table(Generic[T, F]):
 
 
 class _Writer:
-    def __init__(self, registry: Registry, keyOf: Callable[[IConnection], Key]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        keyOf: Callable[[IConnection], Key],
+        only: VM | None = None,
+    ) -> None:
+        """
+        @param only: write only what L{writeVM} says of this VM.
+        """
         self._registry = registry
+        self._only = only
         self._keyOf = keyOf
         self._now = registry.clock.seconds()
         self._clients = _Table(self._client)
@@ -117,11 +136,19 @@ class _Writer:
         self._commands = _Table(self._command)
 
     def write(self) -> Snapshot:
-        registry = self._registry
-        self._clients.all(registry.clients)
-        known = {name: self._vms.place(vm) for name, vm in registry.vms.items()}
-        leaving = self._vms.all(registry.leaving)
-        tokens = {token: self._sessions.place(each) for token, each in registry.tokens.items()}
+        registry, only = self._registry, self._only
+        if only is None:
+            self._clients.all(registry.clients)
+            known, leaving, tokens = registry.vms, registry.leaving, registry.tokens
+        else:
+            mine = only.processes.sessions
+            known = {only.containerId: only} if registry.vms.get(only.containerId) is only else {}
+            leaving = {only} & registry.leaving
+            tokens = {each.token: each for each in mine if each.token in registry.tokens}
+            self._vms.place(only)
+        knownPlaces = {name: self._vms.place(vm) for name, vm in known.items()}
+        leavingPlaces = self._vms.all(leaving)
+        tokenPlaces = {token: self._sessions.place(each) for token, each in tokens.items()}
         tables = (self._clients, self._vms, self._sessions, self._slots, self._commands)
         while any(table.fill() for table in tables):
             pass  # what one has met may be in the table of another
@@ -135,10 +162,14 @@ class _Writer:
             sessions=self._sessions.forms,
             slots=self._slots.forms,
             commands=self._commands.forms,
-            known=known,
-            leaving=leaving,
-            tokens=tokens,
+            known=knownPlaces,
+            leaving=leavingPlaces,
+            tokens=tokenPlaces,
         )
+
+    def _is(self, vm: VM | None) -> bool:
+        """Whether a VM is to be written down."""
+        return self._only is None or vm is self._only
 
     def _left(self, wait: Wait | None) -> float | None:
         """In how many seconds something is due, if it is."""
@@ -150,18 +181,21 @@ class _Writer:
         return None if connection is None else self._keyOf(connection)
 
     def _client(self, client: Client) -> ClientForm:
+        only, session = self._only, client.session
+        if only is not None and (session is None or session.vm is not only):
+            return ClientForm(client.name, ClientState.CLOSED)
         if client.state is ClientState.CLOSED:
             return ClientForm(client.name, client.state, vm=self._vms.maybe(client.vm))
         return ClientForm(
             name=client.name,
             state=client.state,
             connection=self._keyOf(client._connection),
-            vm=self._vms.maybe(client.vm),
-            session=self._sessions.maybe(client.session),
+            vm=self._vms.maybe(client.vm if self._is(client.vm) else None),
+            session=self._sessions.maybe(session),
             wasShim=client.wasShim,
             registering=self._vms.maybe(client.registering),
             slots=self._slots.all(client.slots),
-            outlet=_outlet(client.outlet),
+            outlet=_outlet(client.outlet) if only is None else OutletForm(),
             excess=client._excess,
             paused=client._paused,
             ignored=sorted(client._ignored),
@@ -205,6 +239,9 @@ class _Writer:
     def _session(self, session: Session) -> SessionForm:
         processes, stdin, output = session.vm.processes, session.stdin, session.output
         name = (session.container, session.process)
+        pieces = list(stdin._pieces)
+        if self._only is not None:
+            pieces = pieces[-1:] if stdin.ended and pieces else []  # its end
         return SessionForm(
             vm=self._vms.place(session.vm),
             stdio=session.stdio,
@@ -219,11 +256,11 @@ class _Writer:
             status=session.status,
             killed=session.killed,
             shim=self._clients.maybe(output.shim),
-            pending=list(output.pending),
+            pending=list(output.pending) if self._only is None else [],
             dropping=output.dropping,
             dropped=output.dropped,
-            pieces=list(stdin._pieces),
-            offset=stdin._offset,
+            pieces=pieces,
+            offset=stdin._offset if self._only is None else 0,
             stdinEnded=stdin.ended,
             held=[
                 HeldForm(self._slots.place(held.slot), held.signal, self._left(held.wait) or 0.0)
@@ -254,7 +291,9 @@ class _Writer:
             resync=vm.resync,
             lost=self._now - vm.lostAt,
             slot=self._slots.maybe(vm._slot),
-            controlOut=_outlet(vm._controlOut) if vm._controlOut else OutletForm(),
+            controlOut=(
+                _outlet(vm._controlOut) if vm._controlOut and self._only is None else OutletForm()
+            ),
             readyMayCome=vm._readyMayCome,
             notify=vm._notify,
             waits={
@@ -262,7 +301,9 @@ class _Writer:
                 for name, (left, args) in waits.items()
                 if left is not None
             },
-            clients=self._clients.all(vm.clients),
+            clients=self._clients.all(
+                client for client in vm.clients if self._only is None or client.session is not None
+            ),
             sessions=self._sessions.all(processes.sessions),
             nextStdio=processes._nextStdio,
             nullFree=processes._nullFree,
@@ -274,9 +315,13 @@ class _Writer:
                 (self._commands.place(start), self._left(wait) or 0.0)
                 for start, wait in vm.starts._parked.items()
             ],
-            turns=self._sessions.all(stdin.turns),
-            rest=stdin._rest,
-            flow=self._flow(vm.flow),
+            turns=self._sessions.all(
+                each
+                for each in stdin.turns
+                if self._only is None or (each.stdin.ended and each.stdin)
+            ),
+            rest=stdin._rest if self._only is None else b"",
+            flow=self._flow(vm.flow) if self._only is None else FlowForm(),
             traffic=attrs.asdict(vm.traffic),
         )
 
