@@ -116,6 +116,7 @@ def disconnectShim(client: Client, slot: Slot, payload: bytes) -> None:
     """Give up the token; the connection is closed without a response."""
     session = requireSession(client.session)
     client.slots.remove(slot)
+    slot.settled()
     session.release()
     client.finish()
 

@@ -96,13 +96,14 @@ class EventTests(SynchronousTestCase):
         self.assertEqual(data, {**fields, "vm": "a", "what": "here", "serial": 3})
 
     def test_counts(self) -> None:
-        """Events are counted whether anybody listens or not; what others say is none."""
+        """Events are counted whether anybody listens or not; steps and what others say are none."""
         self.log.info("x", event="vm-lost")
         self.log.debug("x", event="step")
+        self.log.debug("x", event="backpressure-on")
         self.log.info("no event")
         for foreign in ("console", "log-entry"):
             self.log.info("x", event=foreign)
-        self.assertEqual(+self.events.counts, {"vm-lost": 1, "step": 1})
+        self.assertEqual(+self.events.counts, {"vm-lost": 1, "backpressure-on": 1})
 
     def test_debug(self) -> None:
         """Of level debug, only backpressure is told."""

@@ -4,11 +4,15 @@ Tests for L{ccproxy.core.tally}.
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from ..core.tally import BOUNDS, Durations
 from ..errors import AgentError, BadPayload, UnknownVM
-from ..wire.codes import Command, ControlCode
+from ..wire.codes import Command, ControlCode, Stream
+from ..wire.messages import encodeIO
 from .memory import World
 
 
@@ -46,6 +50,12 @@ class TallyTests(SynchronousTestCase):
         self.assertEqual((sum(good.classes), good.total), (1, 2))
         self.assertEqual(sum(self.tally.answered[Command.REGISTER_VM, True].classes), 1)
 
+    def test_disconnected(self) -> None:
+        """DisconnectShim counts too, though it has no response."""
+        _, _, tokens = self.world.register(streams=1)
+        self.world.shim(tokens[0]).send(Command.DISCONNECT_SHIM)
+        self.assertEqual(sum(self.tally.answered[Command.DISCONNECT_SHIM, True].classes), 1)
+
     def test_failed(self) -> None:
         """One that fails counts by its error, whatever it was."""
         agent, runtime, _ = self.world.register()
@@ -67,3 +77,40 @@ class TallyTests(SynchronousTestCase):
         agent.say(ControlCode.ERROR)
         self.assertEqual(self.tally.acknowledged["ping", True].total, 2)
         self.assertEqual(self.tally.acknowledged["startpod", False].total, 1)
+
+
+class CostTests(SynchronousTestCase):
+    """
+    Counting costs the data path nothing.
+    """
+
+    def calls(self, frames: int) -> dict[str, int]:
+        """
+        How often functions of each module are called while so many frames go each way, in a chunk.
+        """
+        world = World()
+        agent, runtime, tokens = world.register(streams=1)
+        shim = world.process(agent, runtime, tokens[0])
+        found: dict[str, int] = {}
+
+        def profile(frame: FrameType, event: str, argument: object) -> None:
+            if event == "call":
+                module = frame.f_globals["__name__"]
+                found[module] = found.get(module, 0) + 1
+
+        output = encodeIO(3, b"x" * 500) * frames
+        sys.setprofile(profile)
+        try:
+            agent.io.feed(output)
+            shim.stream(Stream.STDIN, b"y" * 500)
+        finally:
+            sys.setprofile(None)
+        self.assertEqual(agent.vm.traffic.outFrames, frames)
+        return found
+
+    def test_noCalls(self) -> None:
+        """Whatever goes through, nothing that counts is called, and no more than for one frame."""
+        few, many = self.calls(2), self.calls(100)
+        for module in many:
+            self.assertFalse(module.endswith((".tally", ".traffic")) or ".admin" in module, module)
+        self.assertEqual(few["ccproxy.core.routing"], many["ccproxy.core.routing"])

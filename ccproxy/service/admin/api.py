@@ -159,6 +159,9 @@ class Api:
         @raise Refused: there is no such level.
         """
         wanted, log = call.json(views.LogLevelWanted), self._levels()
+        self._log.info(
+            "the log has level {level} from now on", event="log-level", level=wanted.level
+        )
         log.level = wanted.level
         return views.LogLevel(log.level)
 

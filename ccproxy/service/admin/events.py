@@ -39,7 +39,7 @@ _ALERTED = (
     "vm-failed",
     "vm-lost",
 )
-#: The only events of level debug that are told.
+#: The only events of level debug that count.
 _TOLD = ("backpressure-on", "backpressure-off")
 
 
@@ -76,8 +76,11 @@ class Events:
         name = event.get("event")
         if not isinstance(name, str) or name in _FOREIGN:
             return
+        # Steps of level debug are not even noted unless the log wants them.
+        if event["log_level"] is LogLevel.debug and name not in _TOLD:
+            return
         self.counts[name] += 1
-        if not self.listeners or (event["log_level"] is LogLevel.debug and name not in _TOLD):
+        if not self.listeners:
             return
         if get_ident() == self._thread:
             self._tell(name, event)

@@ -95,17 +95,20 @@ class AdminService(Service):
         listener = AdminListener(self._poller, path, LazyFactory(self._site))
         listener.startListening()
         self._ports.append(listener)
+        self._log.info("admin socket: {path}", event="admin-socket", path=path)
 
     def _listenTCP(self, address: str) -> None:
         host, port = hostAndPort(address)
         factory = LazyFactory(lambda: self._site(PUBLIC))
         try:
-            self._ports.append(self._reactor.listenTCP(port, factory, interface=host))
+            listening = self._reactor.listenTCP(port, factory, interface=host)
         except CannotListenError as problem:
             raise CannotListen(
                 f"cannot serve metrics on {address}: {problem.socketError}; choose another"
                 " --metrics-address"
             ) from problem
+        self._ports.append(listening)
+        self._log.info("metrics: http://{address}/metrics", event="metrics", address=address)
 
     def startService(self) -> None:
         """Serve."""

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from enum import Enum
+from operator import attrgetter
 from typing import Literal
 
 import attrs
@@ -352,31 +353,40 @@ def allVMs(registry: Registry) -> list[VM]:
     return sorted(vms, key=lambda vm: vm.serial)
 
 
-def allSessions(vms: Iterable[VM]) -> Iterator[Session]:
-    """Every session of C{vms}."""
-    for vm in vms:
-        yield from vm.processes.sessions
-
-
 def counts(registry: Registry) -> Counts:
     """Count."""
-    vms = allVMs(registry)
-    clients = registry.clients
+    vms, clients = allVMs(registry), registry.clients
+    sessions = [session for vm in vms for session in vm.processes.sessions]
     return Counts(
-        _byState(VMState, (vm.state for vm in vms)),
-        _byState(SessionState, (session.state for session in allSessions(vms))),
-        _byState(ClientState, (client.state for client in clients)),
+        _byState(VMState, vms),
+        _byState(SessionState, sessions),
+        _byState(ClientState, clients),
         sum(client.session is not None for client in clients),
-        sum(1 for vm in vms for _ in _awaiting(vm)),
+        sum(map(_commandsOf, vms)) + sum(map(len, map(_heldOf, sessions))),
     )
 
 
-def _byState(states: type[Enum], found: Iterable[Enum]) -> dict[str, int]:
-    """How many of each of C{states} are in C{found}; those that nobody sees are not shown."""
-    counter = Counter(found)
-    return {
-        state.value: counter[state] for state in states if state.value not in ("ended", "closed")
-    }
+def _byState(states: type[Enum], things: Iterable[object]) -> dict[str, int]:
+    """How many of C{things} are in each of C{states}; those that nobody sees are not shown."""
+    # There may be a hundred thousand of them, and all else waits: no line of Python for each.
+    counter = Counter(map(_stateOf, things))
+    names = [state.value for state in states]
+    return {name: counter[name] for name in names if name not in ("ended", "closed")}
+
+
+_stateOf = attrgetter("state._value_")
+_heldOf = attrgetter("held")
+
+
+def _commandsOf(vm: VM) -> int:
+    """How many commands of C{vm} wait, without the signals that its sessions hold."""
+    registering = vm.state in (VMState.CONNECTING, VMState.WAITING)
+    return registering + _queued(vm) + len(vm.starts.parked)
+
+
+def _queued(vm: VM) -> int:
+    """How many commands for its agent are in flight or queued."""
+    return len(vm.commands.waiting) + (vm.commands.inFlight is not None)
 
 
 def status(registry: Registry, startedAt: float, logLevel: str | None) -> Status:
@@ -405,6 +415,7 @@ def vmView(vm: VM) -> VMView:
     """A VM."""
     now = vm.registry.clock.seconds()
     sessions, blocker = vm.processes.sessions, vm.flow.blocker
+    outputs = [session.output for session in sessions]
     lost = vm.state is VMState.LOST
     waits = now - vm.flow.since if blocker is not None else 0.0
     return VMView(
@@ -418,10 +429,10 @@ def vmView(vm: VM) -> VMView:
         ioSerial=vm.request.ioSerial,
         console=vm.request.console or None,
         clients=len(vm.clients),
-        shims=sum(session.shim is not None for session in sessions),
+        shims=sum(output.shim is not None for output in outputs),
         sessions=len(sessions),
-        commands=len(vm.commands.waiting) + (vm.commands.inFlight is not None),
-        bufferedOutput=sum(session.output.held for session in sessions),
+        commands=_queued(vm),
+        bufferedOutput=sum(output.held for output in outputs),
         bufferedInput=sum(session.stdin.size for session in sessions),
         blocked=Blocked(blocker.name, waits) if blocker is not None else None,
         blockedSeconds=vm.flow.blocked + waits,
