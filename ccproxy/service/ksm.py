@@ -34,6 +34,9 @@ KSM_FILES = ("run", "pages_to_scan", "sleep_millisecs")
 
 #: Seconds that the end of the daemon waits for the kernel to take what was set before.
 STOP_TIMEOUT = 5.0
+#: Seconds before the files are written again for another VM in the same state: for many VMs that
+#: come together, once is enough.
+AGAIN = 1.0
 
 
 class KSMState(Enum):
@@ -224,6 +227,7 @@ class KSMService(Service):
         self.throttle = Throttle(reactor, self._enter)
         # What the thread has still to do: only the latest state matters.
         self._wanted = KSMState.INITIAL
+        self._entered = 0.0
         self._ending = False
         self._changed = threading.Event()
         self._done: Deferred[None] = Deferred()
@@ -254,9 +258,12 @@ class KSMService(Service):
         self.log.warn("KSM is busy, and not set back to what it was", event="ksm-overdue")
 
     def _enter(self, state: KSMState) -> None:
+        now = self._reactor.seconds()
         if state is not self._wanted:
             self.log.info("KSM goes to {state}", event="ksm", state=state.value)
-        self._wanted = state
+        elif now < self._entered + AGAIN:
+            return
+        self._wanted, self._entered = state, now
         self._changed.set()
 
     # -- in the thread

@@ -309,6 +309,20 @@ class ServiceTests(SynchronousTestCase):
         self.assertEqual(self.kernel.values(), BEFORE)
         self.ended(service)
 
+    def test_together(self) -> None:
+        """VMs that come together have it paced once, and once more when a second has passed."""
+        service = self.begun()
+        for _ in range(10):
+            service.registered()
+        self.assertDone("every 1 ms")
+        self.clock.advance(0.9)
+        service.registered()
+        self.clock.advance(0.2)
+        self.assertTrue(self.kernel.done.empty())
+        service.registered()
+        self.assertDone("every 1 ms")
+        self.ended(service)
+
     def test_end(self) -> None:
         """The end of the daemon sets it back at once."""
         service = self.begun()
