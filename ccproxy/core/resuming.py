@@ -4,12 +4,12 @@ Going on with a state that another process has written: the opposite of L{ccprox
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 from zope.interface import implementer
 
-from ..errors import VMGone
+from ..errors import RequestError, VMGone
 from ..interfaces import IConnection, IStreamSink
 from ..wire.decoder import Buffer
 from .channels import ControlSink, IOSink
@@ -88,11 +88,30 @@ class Resumed:
 
     @ivar registry: all that is known.
     @ivar sinks: who takes what comes on each connection.
+    @ivar lost: those whose connection is not there any more.
     """
 
     registry: Registry
-    sinks: Mapping[Key, IStreamSink]
-    _lost: Sequence[IStreamSink]
+    sinks: dict[Key, IStreamSink]
+    lost: list[IStreamSink]
+
+    def recover(self) -> None:
+        """
+        The process that has written the state has died since then: whom it served is gone, but for
+        shims, and whether it has delivered an exit status nobody knows. Comes before L{begin}.
+        """
+        registry = self.registry
+        vms = {*registry.vms.values(), *registry.leaving}
+        sessions = {*registry.tokens.values()}
+        for vm in vms:
+            sessions |= vm.processes.sessions
+            for start in list(vm.starts.parked):
+                if start.slot.client.state is ClientState.CLOSED:
+                    start.giveUp(RequestError("the client that asked for the start has gone"))
+        for session in sessions:
+            session.exitAgain()
+        for client in registry.clients:
+            client.sendReplies()
 
     def begin(self) -> None:
         """
@@ -121,39 +140,43 @@ class Resumed:
                 vm.flow.recheck(vm.flow.blocker)
             if vm.state is VMState.CONNECTING:
                 registry.connector.connect(vm)
-        for sink in self._lost:
+        for sink in self.lost:
             sink.ended()
         registry.flush()
 
 
 def resume(
-    registry: Registry, snapshot: Snapshot, connections: Mapping[Key, IConnection]
+    registry: Registry, snapshots: Iterable[Snapshot], connections: Mapping[Key, IConnection]
 ) -> Resumed:
     """
     Take a state up. L{Resumed.begin} must follow; nothing is sent and nobody is called before.
 
     @param registry: a new one, in which everything is put.
+    @param snapshots: one of everything, or one for each VM.
     @param connections: by their keys. Whose is missing has lost it.
     @raise BadSnapshot: the state contradicts itself. The registry is of no use then.
     """
+    resumed = Resumed(registry, {}, [])
     try:
-        return _Reader(registry, snapshot, connections).read()
+        for snapshot in snapshots:
+            _Reader(resumed, snapshot, connections).read()
     except LookupError as error:
         raise BadSnapshot(f"the state names what is not in it: {error!r}") from error
+    return resumed
 
 
 class _Reader:
     def __init__(
-        self, registry: Registry, snapshot: Snapshot, connections: Mapping[Key, IConnection]
+        self, resumed: Resumed, snapshot: Snapshot, connections: Mapping[Key, IConnection]
     ) -> None:
-        self._registry = registry
+        registry = self._registry = resumed.registry
         self._snapshot = snapshot
         self._connections = connections
         self._now = registry.clock.seconds()
-        self._sinks: dict[Key, IStreamSink] = {}
-        self._lost: list[IStreamSink] = []
+        self._sinks = resumed.sinks
+        self._lost = resumed.lost
 
-    def read(self) -> Resumed:
+    def read(self) -> None:
         registry, snapshot = self._registry, self._snapshot
         # The registry may have taken up other VMs before.
         registry._serial = max(registry._serial, snapshot.serial)
@@ -180,7 +203,6 @@ class _Reader:
         registry.tokens.update(
             (token, self._sessions[place]) for token, place in snapshot.tokens.items()
         )
-        return Resumed(registry, self._sinks, self._lost)
 
     def _connect(self, key: Key, sink: IStreamSink) -> None:
         if key in self._connections:

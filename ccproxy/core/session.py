@@ -345,6 +345,11 @@ class Session:
             self._exitQueued = True
             self.output.queue(encodeProcessExited(self.status))
 
+    def exitAgain(self) -> None:
+        """Nobody knows whether the exit status has been delivered: twice is better than never."""
+        self._exitQueued = False
+        self._queueExit()
+
     # -- signals
 
     def signal(self, slot: Slot, signal: Signal) -> None:

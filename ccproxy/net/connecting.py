@@ -182,15 +182,16 @@ class Connector:
 
     def written(self) -> list[ChannelsForm]:
         """All that is known, for another process. VMs that are being connected begin anew there."""
-        return [
-            ChannelsForm(
-                vm.serial,
-                sockets.identities,
-                None if sockets.console is None else inodeOf(sockets.console.fileno()),
-            )
-            for vm, sockets in self._sockets.items()
-            if sockets.attempt is None or sockets.attempt.called
-        ]
+        forms = map(self.channelsOf, self._sockets)
+        return [form for form in forms if form is not None]
+
+    def channelsOf(self, vm: VM) -> ChannelsForm | None:
+        """What is known of one VM, or L{None} where that is nothing."""
+        sockets = self._sockets.get(vm)
+        if sockets is None or not (sockets.attempt is None or sockets.attempt.called):
+            return None
+        console = None if sockets.console is None else inodeOf(sockets.console.fileno())
+        return ChannelsForm(vm.serial, sockets.identities, console)
 
     def consoles(self) -> list[int]:
         """The descriptors of all connections to consoles."""

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Optional
 import attrs
 import msgspec
 from twisted.internet.task import Clock
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 
 from .. import __version__
 from ..core.registry import Registry
-from ..core.resuming import resume
+from ..core.resuming import Resumed, resume
 from ..core.snapshot import BadSnapshot, Key, Snapshot, seal, unseal
 from ..core.writing import write
 from ..interfaces import IConnection
@@ -33,12 +33,13 @@ from ..net.polling import Poller
 from ..net.protocols import AgentChannel
 from ..net.store import DescriptorStore
 from ..net.transport import StreamTransport
+from .journal import CONNECTION, JOURNAL, Journal, ListeningForm, readJournal
 
 if TYPE_CHECKING:
     from socket import socket
 
 #: Under which names the manager keeps what is handed over.
-STATE, LISTENING, CONNECTIONS = "state", "listening", "connections"
+STATE, CONNECTIONS = "state", "connections"
 #: Seconds that the manager may take to read all that it is told: it looks for each new descriptor
 #: among all that it has.
 SETTLE_TIMEOUT = 15.0
@@ -50,21 +51,17 @@ class HandoverForm:
     All that the next process is told, in the form of L{ccproxy.core.snapshot.VERSION}.
 
     @ivar writer: the version of ccproxy that wrote it, for the log.
-    @ivar snapshot: what the core knows.
+    @ivar snapshots: what the core knows: all at once, or VM by VM.
     @ivar rests: what was taken from sockets and not used.
     @ivar channels: what the connector knows of the VMs.
     @ivar listening: the client socket.
-    @ivar path: the path of that.
-    @ivar made: what tells the file there from others.
     """
 
     writer: str
-    snapshot: Snapshot
+    snapshots: list[Snapshot] = attrs.field(factory=list)
     rests: dict[Key, bytes] = attrs.field(factory=dict)
     channels: list[ChannelsForm] = attrs.field(factory=list)
-    listening: Optional[Key] = None
-    path: str = ""
-    made: Optional[tuple[int, int]] = None
+    listening: Optional[ListeningForm] = None
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -94,6 +91,8 @@ class Handover:
         self._connector = connector
         self._poller = poller
         self._form: HandoverForm | None = None
+        self._crashed = False
+        self._generation = 0
         self._sockets: dict[Key, socket] = {}
 
     # -- taking up
@@ -106,41 +105,46 @@ class Handover:
         @param environment: that of the process.
         """
         passed = takePassed(environment)
-        if not passed:
-            return
         for each in passed:
             self.store.passed(each.name)
-        states = [each for each in passed if each.name == STATE]
-        others = [each for each in passed if each.name != STATE]
-        form = self._form = self._read(states)
-        wanted = set() if form is None else _wanted(form)
-        for each in others:
-            made = None
-            known = each.inode in self._sockets
-            if each.inode in wanted and not known:
-                made = each.asSocket()
+        files = [each for each in passed if each.name == STATE or each.name.startswith(JOURNAL)]
+        if files:
+            self._form = self._read(files)
+        wanted = set() if self._form is None else _wanted(self._form)
+        for each in passed:
+            if each not in files:
+                self._takeSocket(each, wanted)
+        form = self._form
+        if form is not None and form.listening is not None:
+            made = self._sockets.pop(form.listening.key, None)
             if made is not None:
-                self._sockets[each.inode] = made
-            else:
-                if not known:
-                    self._log.warn(
-                        "dropped a descriptor that was kept as {name}: it is no socket that the"
-                        " state knows",
-                        event="descriptor-dropped",
-                        name=each.name,
-                    )
-                each.close(ofUse=known)
-        if form is not None:
-            self._takeListening(form)
+                self.listening = ListeningSocket(made, form.listening.path, form.listening.made)
 
-    def _read(self, states: list[Passed]) -> HandoverForm | None:
+    def _takeSocket(self, passed: Passed, wanted: set[Key]) -> None:
+        known = passed.inode in self._sockets
+        made = passed.asSocket() if passed.inode in wanted and not known else None
+        if made is not None:
+            self._sockets[passed.inode] = made
+            return
+        if not known:
+            self._log.warn(
+                "dropped a descriptor that was kept as {name}: nothing is known of it",
+                event="descriptor-dropped",
+                name=passed.name,
+            )
+        passed.close(ofUse=known)
+
+    def _read(self, files: list[Passed]) -> HandoverForm | None:
         try:
-            if len(states) != 1:
-                raise BadSnapshot(f"{len(states)} states were kept instead of one")
-            form = _decoder.decode(unseal(_contents(states[0].descriptor)))
+            contents = {each.name: _contents(each.descriptor) for each in files}
+            if STATE in contents:
+                form = _decoder.decode(unseal(contents[STATE]))
+            else:
+                self._crashed = True
+                form = self._readJournals(contents)
             # Once without effect: what contradicts itself must not be taken up by half.
             trial = Registry(self._connector, Clock(), self._registry.wallClock)
-            resume(trial, form.snapshot, {})
+            resume(trial, form.snapshots, {})
         except (BadSnapshot, OSError, msgspec.MsgspecError) as error:
             self._log.error(
                 "the state of the process before cannot be taken up, all its connections are"
@@ -157,52 +161,89 @@ class Handover:
         else:
             return form
         finally:
-            for state in states:
-                os.close(state.descriptor)
+            for each in files:
+                os.close(each.descriptor)
         return None
 
-    def _takeListening(self, form: HandoverForm) -> None:
-        made = None if form.listening is None else self._sockets.pop(form.listening, None)
-        if made is not None:
-            self.listening = ListeningSocket(made, form.path, form.made)
+    def _readJournals(self, contents: dict[str, bytes]) -> HandoverForm:
+        """
+        The process before has died.
 
-    def resume(self) -> None:
-        """Go on with what was taken up."""
+        @raise BadSnapshot: its journal cannot be read.
+        """
+        # It may have died while it began a new one, which is kept as soon as it is whole.
+        self._generation = max(int(name.removeprefix(JOURNAL)) for name in contents)
+        journalled = readJournal(contents[JOURNAL + str(self._generation)])
+        entries = journalled.vms.values()
+        return HandoverForm(
+            writer=__version__,
+            snapshots=[entry.snapshot for entry in entries if entry.snapshot is not None],
+            channels=[entry.channels for entry in entries if entry.channels is not None],
+            listening=journalled.listening,
+        )
+
+    def resume(self, listener: UNIXListener | None, keep: bool) -> None:
+        """
+        Go on with what was taken up.
+
+        @param listener: the client socket.
+        @param keep: keep what survives a crash of this process, too.
+        """
         form, self._form = self._form, None
-        if form is not None:
-            self._resume(form)
-        for name in list(self.store.kept):
-            self.store.discard(name)
-
-    def _resume(self, form: HandoverForm) -> None:
+        passed = set(self.store.kept)
+        resumed: Resumed | None = None
         protocols: dict[Key, AgentChannel] = {}
+        if form is not None:
+            connections = self._connect(form, protocols)
+            resumed = resume(self._registry, form.snapshots, connections)
+            self._connector.adopt(form.channels, self._sockets)
+            self._sockets.clear()
+        if keep:
+            journal = Journal(self._registry, self._connector, self.store, self._generation)
+            journal.begin(listener)
+            passed -= journal.names
+        # From here on the state of the process before is out of date.
+        for name in passed:
+            self.store.discard(name)
+        if form is not None and resumed is not None:
+            for key, sink in resumed.sinks.items():
+                protocols[key].begin(sink)
+            if self._crashed:
+                resumed.recover()
+            resumed.begin()
+            self._report(form, len(protocols))
+
+    def _connect(
+        self, form: HandoverForm, protocols: dict[Key, AgentChannel]
+    ) -> dict[Key, IConnection]:
+        """Make connections of the sockets that are the core's."""
         connections: dict[Key, IConnection] = {}
-        peers = _peers(form.snapshot)
-        for key, made in self._sockets.items():
-            if key not in peers:
-                continue
+        peers = _peers(form)
+        for key in peers.keys() & self._sockets.keys():
+            made = self._sockets.pop(key)
             protocol = protocols[key] = AgentChannel(self._registry)
             attach(
                 self._poller, made, peers[key] or credentials(made), protocol,
                 form.rests.get(key, b""),
             )  # fmt: skip
             connections[key] = protocol.connection
-        resumed = resume(self._registry, form.snapshot, connections)
-        self._connector.adopt(form.channels, self._sockets)
-        for key, sink in resumed.sinks.items():
-            protocols[key].begin(sink)
-        resumed.begin()
-        missing = len(peers) - len(connections)
-        self._log.info(
-            "resumed {vms} VMs, {sessions} sessions and {clients} clients of version {writer}",
-            event="resumed",
-            vms=len(self._registry.vms),
-            sessions=len(self._registry.tokens),
-            clients=len(self._registry.clients),
+        return connections
+
+    def _report(self, form: HandoverForm, connections: int) -> None:
+        registry = self._registry
+        self._log.emit(
+            LogLevel.warn if self._crashed else LogLevel.info,
+            "the process before has died: {vms} VMs with {sessions} sessions go on, as far as its"
+            " journal and its sockets have survived"
+            if self._crashed
+            else "resumed {vms} VMs, {sessions} sessions and {clients} clients of version {writer}",
+            event="recovered" if self._crashed else "resumed",
+            vms=len(registry.vms),
+            sessions=len(registry.tokens),
+            clients=len(registry.clients),
             writer=form.writer,
-            missing=missing or None,
+            missing=len(_peers(form)) - connections or None,
         )
-        self._sockets.clear()
 
     # -- handing over
 
@@ -227,20 +268,21 @@ class Handover:
         snapshot = write(self._registry, keyOf)
         form = HandoverForm(
             writer=__version__,
-            snapshot=snapshot,
+            snapshots=[snapshot],
             rests={key: each.rest for key, each in transports.items() if each.rest},
             channels=self._connector.written(),
         )
-        descriptors = [each.fileno() for each in transports.values()]
+        descriptors = [
+            each.fileno()
+            for key, each in transports.items()
+            if CONNECTION + str(key) not in self.store.kept
+        ]
         descriptors += self._connector.consoles()
         if listener is not None and listener.made is not None:
-            form = attrs.evolve(
-                form,
-                listening=inodeOf(listener.fileno()),
-                path=listener.path,
-                made=listener.made,
-            )
-            self.store.keep(LISTENING, [listener.fileno()])
+            key = inodeOf(listener.fileno())
+            form = attrs.evolve(form, listening=ListeningForm(key, listener.path, listener.made))
+            if CONNECTION + str(key) not in self.store.kept:
+                descriptors.append(listener.fileno())
         data = seal(_encoder.encode(form))
         state = _memfd(data)
         try:
@@ -252,7 +294,7 @@ class Handover:
         finally:
             os.close(state)
         if not done:
-            for name in (STATE, LISTENING, CONNECTIONS):
+            for name in (STATE, CONNECTIONS):
                 self.store.discard(name)
             self._log.error(
                 "cannot hand over: the service manager does not take it all",
@@ -270,20 +312,26 @@ class Handover:
         return True
 
 
-def _peers(snapshot: Snapshot) -> dict[Key, str]:
+def _peers(form: HandoverForm) -> dict[Key, str]:
     """All connections of the core, and what they are called in logs, if not by who is there."""
-    peers = {form.connection: "" for form in snapshot.clients if form.connection is not None}
-    for vm in snapshot.vms:
-        for key, path in ((vm.control, vm.request.ctlSerial), (vm.io, vm.request.ioSerial)):
-            if key is not None:
-                peers[key] = path
+    peers: dict[Key, str] = {}
+    for snapshot in form.snapshots:
+        for client in snapshot.clients:
+            if client.connection is not None:
+                peers[client.connection] = ""
+        for vm in snapshot.vms:
+            for key, path in ((vm.control, vm.request.ctlSerial), (vm.io, vm.request.ioSerial)):
+                if key is not None:
+                    peers[key] = path
     return peers
 
 
 def _wanted(form: HandoverForm) -> set[Key]:
     """All sockets that a state is about."""
-    maybe = [form.listening, *(channels.console for channels in form.channels)]
-    return {*_peers(form.snapshot), *(key for key in maybe if key is not None)}
+    wanted = {*_peers(form)}
+    if form.listening is not None:
+        wanted.add(form.listening.key)
+    return wanted | {each.console for each in form.channels if each.console is not None}
 
 
 def _memfd(data: bytes) -> int:

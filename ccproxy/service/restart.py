@@ -72,7 +72,7 @@ class Restart:
 
     def resume(self) -> None:
         """Go on with it."""
-        self.handover.resume()
+        self.handover.resume(self._proxy.listeningService.listener, self.keeps)
 
     def begin(self, insist: bool = True) -> bool:
         """

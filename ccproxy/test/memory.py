@@ -343,7 +343,7 @@ class World:
             wallClock=old.wallClock,
             makeToken=old.makeToken,
         )
-        resumed = resume(self.registry, decodeSnapshot(body), connections)
+        resumed = resume(self.registry, [decodeSnapshot(body)], connections)
         for key, sink in resumed.sinks.items():
             connection = connections[key]
             assert isinstance(connection, MemoryConnection)

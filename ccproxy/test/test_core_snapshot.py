@@ -185,7 +185,7 @@ class ResumeTests(SynchronousTestCase):
         world = busyWorld()
         before, connections = self.written(world)
         world.registry = self.empty(world)
-        resume(world.registry, decodeSnapshot(encodeSnapshot(before)), connections)
+        resume(world.registry, [decodeSnapshot(encodeSnapshot(before))], connections)
         after, _ = self.written(world)
         self.assertEqual(shape(before), shape(after))
 
@@ -194,7 +194,7 @@ class ResumeTests(SynchronousTestCase):
         world = World()
         lines = {key: MemoryConnection() for key in range(5)}
         snapshot = decodeSnapshot(unseal(base64.b64decode(FIRST)))
-        resumed = resume(world.registry, snapshot, lines)
+        resumed = resume(world.registry, [snapshot], lines)
         for key, sink in resumed.sinks.items():
             lines[key].sink = sink
         resumed.begin()
@@ -221,7 +221,7 @@ class ResumeTests(SynchronousTestCase):
         for call in list(world.clock.getDelayedCalls()):
             call.cancel()
         registry = self.empty(world)
-        resume(registry, before, {}).begin()
+        resume(registry, [before], {}).begin()
         self.assertEqual(registry.clients, set())
         self.assertIs(registry.vms["vm"].state, VMState.LOST)
         self.assertEqual(len(registry.tokens), 2)
@@ -236,7 +236,7 @@ class ResumeTests(SynchronousTestCase):
             world = World()
             nothing: Any = {name: []}
             broken = attrs.evolve(before, **nothing)
-            self.assertRaises(BadSnapshot, resume, world.registry, broken, connections)
+            self.assertRaises(BadSnapshot, resume, world.registry, [broken], connections)
 
     def test_noConnection(self) -> None:
         """It takes nothing and its peer is gone."""
