@@ -11,6 +11,7 @@ import atexit
 import itertools
 import os
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -54,9 +55,11 @@ class RealVM:
     @classmethod
     def shared(cls) -> RealVM:
         """The VM that all tests may use, if they leave it as it was."""
-        if not _shared or not _shared[0].daemon.isAlive() or not _shared[0].pid():
+        if not _shared or not _shared[0].isUsable():
             clearShared()
-            vm = cls("shared", Daemon.byTwistd("--log-level", "debug").start())
+            twistd = [*script("twistd"), "-n", "--pidfile=", "ccproxy", "--log-level", "debug"]
+            begin = [*script("ccproxyctl"), "supervise", "--", *twistd, "--socket-path", "{socket}"]
+            vm = cls("shared", Daemon(command=begin).start())
             vm.start()
             _shared.append(vm)
         return _shared[0]
@@ -103,6 +106,14 @@ class RealVM:
         except (OSError, ValueError):
             return 0
         return pid
+
+    def isUsable(self) -> bool:
+        """Whether it runs, and its daemon knows it."""
+        try:
+            self.client().close()
+        except (AssertionError, OSError):
+            return False
+        return self.pid() != 0
 
     def kill(self) -> None:
         """End it with SIGKILL, if it runs."""
@@ -163,23 +174,36 @@ class RealVMTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         """Get the VM."""
         self.real = RealVM.shared()
+        self._logged = len(self.real.daemon.log())
+
+    def tearDown(self) -> None:
+        """The daemon has not stumbled."""
+        said = self.real.daemon.log()[self._logged :]
+        for sign in ("Traceback", "Unhandled"):
+            self.assertNotIn(sign, said)
 
     def unique(self) -> str:
         """A name that no other test has used."""
         return f"c{next(_serial)}"
 
     def run_(
-        self, *args: str, vm: RealVM | None = None, image: str = BUSYBOX, **process: object
+        self,
+        *args: str,
+        vm: RealVM | None = None,
+        image: str = BUSYBOX,
+        fsmap: Sequence[object] = (),
+        **process: object,
     ) -> Running:
         """
         Start a container.
 
         @param vm: where, the shared one by default.
         @param image: its folder in what the VM shares.
+        @param fsmap: what else it sees.
         @param process: more members of its process.
         """
         name = self.unique()
-        data = {"id": name, "rootfs": "rootfs", "image": image}
+        data = {"id": name, "rootfs": "rootfs", "image": image, "fsmap": list(fsmap)}
         return self._start("newcontainer", name, data, args, vm or self.real, process)
 
     def exec(self, container: Running, *args: str, **process: object) -> Running:
