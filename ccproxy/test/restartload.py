@@ -115,6 +115,8 @@ class _End:
             return self.socket.recv(4096)
         except BlockingIOError:
             return None
+        except ConnectionResetError:
+            return b""
 
 
 @attrs.define(eq=False)
@@ -252,7 +254,7 @@ class Agents(threading.Thread):
                     agent.produce(1 + int(due * 997) % 60, 1 << 16, self.finish)
             for agent in self.agents:
                 for end in agent.ends.values():
-                    with contextlib.suppress(BrokenPipeError):
+                    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                         end.write()
 
     def close(self) -> None:
@@ -272,7 +274,7 @@ class Peer:
     def __init__(self, client: BlockingClient) -> None:
         self.end = _End(client.socket)
         self.decoder = FrameDecoder(1 << 30)
-        self.waiting: list[tuple[int, bytes]] = []
+        self.waiting: list[tuple[int, bytes | None]] = []
         self.answers = 0
         self.wrong: list[str] = []
         self.closed = False
@@ -293,7 +295,8 @@ class Peer:
             if frame.type is FrameType.RESPONSE:
                 wanted = self.waiting.pop(0) if self.waiting else None
                 self.answers += 1
-                if wanted != (frame.opcode, frame.payload) or frame.error:
+                answer = wanted[1] if wanted is not None and wanted[1] is not None else frame.payload
+                if wanted is None or (wanted[0], answer) != (frame.opcode, frame.payload):
                     self.wrong.append(f"{frame} instead of {wanted}")
             else:
                 self.other(frame.type, frame.opcode, frame.payload)
@@ -307,9 +310,31 @@ class Peer:
 
 
 class Runtime(Peer):
-    """A client that gives commands."""
+    """
+    A client that gives commands.
+
+    @ivar lost: how often the proxy has closed its connection.
+    """
 
     nonce = 0
+    lost = 0
+
+    def __init__(self, client: BlockingClient, name: str) -> None:
+        super().__init__(client)
+        self._name = name
+
+    def connectAgain(self, path: str) -> None:
+        """The proxy has died, and its connection with it."""
+        self.lost += 1
+        self.end.socket.close()
+        self.end = _End(BlockingClient(path).socket)
+        self.decoder = FrameDecoder(1 << 30)
+        self.waiting.clear()
+        self.closed = False
+        self.end.outgoing += encodeFrame(
+            FrameType.COMMAND, Command.ATTACH_VM, json.dumps({"containerId": self._name}).encode()
+        )
+        self.waiting.append((Command.ATTACH_VM, None))
 
     def act(self, finish: bool) -> None:
         if len(self.waiting) < 2 and not finish:
@@ -382,6 +407,7 @@ class Load:
         self.shims: list[Shim] = []
         self.runtimes: list[Runtime] = []
         self._pause = pause
+        self._path = path
         for number, agent in enumerate(self.agents.agents):
             runtime = BlockingClient(path)
             self.register(runtime, f"vm{number}", agent, processes)
@@ -403,7 +429,7 @@ class Load:
             data = {"id": str(session), "rootfs": "r", "image": "i", "process": process}
             runtime.accepted(Command.HYPER, hyperPayload("newcontainer", data, [token]))
             self.shims.append(Shim(client, session))
-        self.runtimes.append(Runtime(runtime))
+        self.runtimes.append(Runtime(runtime, name))
 
     @property
     def peers(self) -> list[Peer]:
@@ -430,11 +456,14 @@ class Load:
                     byDescriptor[peer.end.socket.fileno()] = peer
             for fd, _ in poll.poll(1000 * self._pause):
                 byDescriptor[fd].read()
+            for runtime in self.runtimes:
+                if runtime.closed:
+                    runtime.connectAgain(self._path)
             now = time.monotonic()
             for peer in self.peers:
                 if now >= due:
                     peer.act(finish)
-                with contextlib.suppress(BrokenPipeError):
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     peer.end.write()
             if now >= due:
                 due = now + self._pause
@@ -459,7 +488,8 @@ class Load:
 
     def closed(self) -> int:
         """How many connections the proxy has closed."""
-        return sum(peer.closed for peer in self.peers) + sum(a.closed for a in self.agents.agents)
+        clients = sum(peer.closed for peer in self.peers) + sum(r.lost for r in self.runtimes)
+        return clients + sum(agent.closed for agent in self.agents.agents)
 
     def problems(self) -> list[str]:
         """All that is not as it was sent."""

@@ -5,8 +5,10 @@ Restarts of the real daemon that nobody notices: docs/reliability.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
+from pathlib import Path
 
 from ccproxy.testing.agent import ScriptedAgent
 from ccproxy.testing.client import BlockingClient
@@ -17,6 +19,7 @@ from .processes import DaemonTestCase
 from .restartload import Load
 
 #: How often the load test restarts: make restart-test does it more often.
+KILLS = int(os.environ.get("CCPROXY_KILLS", "5"))
 RESTARTS = int(os.environ.get("CCPROXY_RESTARTS", "5"))
 #: Processes in its VMs.
 SESSIONS = int(os.environ.get("CCPROXY_RESTART_SESSIONS", "20"))
@@ -55,6 +58,14 @@ class RestartCase(DaemonTestCase):
         eventually(lambda: self.count("started") > times, "a restart", 20)
 
 
+    def kill(self) -> int:
+        """Kill the daemon, whose parent is the supervisor."""
+        supervisor = self.daemon.pid
+        children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+        return int(children[0])
+
+
 class PlannedRestartTests(RestartCase):
     """Planned restarts."""
 
@@ -77,3 +88,39 @@ class PlannedRestartTests(RestartCase):
             self.assertTrue(processes[shim.session].stdin.ended)
             self.assertEqual(processes[shim.session].signals, shim.signals)
         self.assertEqual(self.count("resumed"), RESTARTS)
+
+
+class CrashTests(RestartCase):
+    """The daemon is killed."""
+
+    def test_load(self) -> None:
+        """
+        Every VM and every session lives on, no stream is out of step, and what is lost or comes
+        twice is no more than what was on its way.
+        """
+        vms = max(1, SESSIONS // 5)
+        load = Load(self.daemon.directory, self.daemon.path, vms, SESSIONS // vms)
+        self.addCleanup(load.close)
+        chance = random.Random(KILLS)
+        for nth in range(KILLS):
+            moment = time.monotonic() + chance.uniform(0.1, 0.5)
+            load.run(lambda: time.monotonic() > moment)  # noqa: B023
+            self.kill()
+            load.run(lambda: self.count("started") > nth + 1)  # noqa: B023
+        answers = [peer.answers for peer in load.peers]
+        load.run(lambda: all(p.answers > a for p, a in zip(load.peers, answers, strict=True)))
+        load.finish()
+        self.assertEqual(self.count("recovered"), KILLS)
+        self.report(load)
+        self.assertEqual([shim for shim in load.shims if shim.closed], [])
+        self.assertEqual([agent for agent in load.agents.agents if agent.closed], [])
+
+    def report(self, load: Load) -> None:
+        """Say what was lost."""
+        processes = load.processes()
+        meters = [m for shim in load.shims for m in (*shim.meters, processes[shim.session].stdin)]
+        print(f"{KILLS} kills, {len(load.shims)} sessions:", end=" ")
+        for what in ("lost", "doubled", "strange"):
+            counts = [getattr(meter, what) for meter in meters]
+            print(f"{sum(map(bool, counts))} streams with {sum(counts)} bytes {what}", end="; ")
+        print([wrong for peer in load.peers for wrong in peer.wrong][:20])

@@ -158,6 +158,8 @@ class Supervisor:
                 self._listen()  # what it has said last
                 self._pid = 0
                 status = os.waitstatus_to_exitcode(result)
+                if self._ending and status == -signal.SIGINT:
+                    return 0  # before it had begun
                 if self._isEnd(status):
                     return status if status >= 0 else 128 - status
                 startAt = time.monotonic() + self._delay(status)
