@@ -29,6 +29,12 @@ DEVICES = {
     "urandom": (1, 9),
     "tty": (5, 0),
 }
+#: What it takes, tried out.
+TRIAL = """\
+mount --make-rprivate / && mount -t tmpfs none /mnt && cd /mnt && mkdir upper work merged &&
+mount -t overlay none -o lowerdir=/,upperdir=upper,workdir=work merged &&
+mount -t cgroup2 none merged/sys
+"""
 NAMESPACES = (
     *("--mount", "--pid", "--fork", "--uts", "--ipc", "--net", "--cgroup"),
     "--kill-child=KILL",
@@ -62,13 +68,13 @@ def missing() -> str | None:
         if shutil.which(program) is None:
             return f"there is no {program}"
     tried = subprocess.run(
-        ["unshare", *NAMESPACES, "sh", "-c", "mount --make-rprivate / && mount -t tmpfs none /mnt"],
+        ["unshare", *NAMESPACES, "sh", "-c", TRIAL],
         capture_output=True,
         text=True,
         check=False,
     )
     if tried.returncode:
-        return f"this machine gives no namespaces: {tried.stderr.strip()}"
+        return f"this machine does not give what it takes: {tried.stderr.strip()}"
     return None
 
 

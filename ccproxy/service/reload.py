@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 class Reload:
     """
-    Gives a running daemon the log level and the limits that the configuration has by now.
+    Gives a running daemon the level and rate of the log, and the limits, that the configuration has
+    by now.
 
     A configuration that cannot be used changes nothing. Other settings cannot change while the
     daemon runs: that is said.
@@ -64,6 +65,7 @@ class Reload:
         self._proxy.registry.registry.setLimits(settings.limits)
         if self._proxy.daemonLog is not None:
             self._proxy.daemonLog.level = settings.logLevel
+            self._proxy.daemonLog.rate = settings.logRate
             self._proxy.daemonLog.rate = settings.logRate
         changed = settings.differences(before)
         self.log.info(

@@ -7,8 +7,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shutil
 import tempfile
+from unittest import skipUnless
 
 import attrs
 from twisted.python.usage import UsageError
@@ -157,6 +159,18 @@ class FileTests(ConfigCase):
             file.write(b"\xff")
         self.assertIn("is no TOML: ", str(self.assertRaises(SystemExit, self.parsed)))
         self.assertRaises(SystemExit, Options().parseOptions, ["--config=a\0b"])
+
+    @skipUnless("CCPROXY_SOURCE" in os.environ, "the sources are not here")
+    def test_example(self) -> None:
+        """The file that is installed says nothing, and what it suggests can be said."""
+        with open(os.path.join(os.environ["CCPROXY_SOURCE"], "contrib/ccproxy.toml")) as file:
+            text = file.read()
+        self.assertEqual(self.read(text), Settings())
+        suggested = re.findall("^#(.* = .*)", text, re.MULTILINE)
+        settings = self.read("\n".join(suggested))
+        self.assertGreater(len(suggested), 5)
+        # They are the defaults, so that removing a # alone changes nothing.
+        self.assertEqual(settings, Settings(vmSocketDirs=["/run/virtcontainers"]))
 
     def test_default(self) -> None:
         """Where no file is named, there may be one at the usual place."""

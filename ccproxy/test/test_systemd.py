@@ -118,8 +118,8 @@ class ReloadTests(ManagedCase):
         self.events: list[Any] = []
         observer: Any = self.events.append
         self.patch(Reload, "log", Logger("test", observer=observer))
-        self.level = Level()
-        self.proxy.daemonLog = self.level  # type: ignore[assignment]
+        self.log = Log()
+        self.proxy.daemonLog = self.log  # type: ignore[assignment]
         self.found: Settings | CCProxyError = self.settings
         self.reload = Reload(self.proxy, self.settings, self.read)
 
@@ -144,16 +144,18 @@ class ReloadTests(ManagedCase):
         ]
 
     def test_changes(self) -> None:
-        """Log level and limits are in force at once, which is said once."""
-        reloading, ready = self.reloaded(limits=Limits(maxVMs=3), logLevel="debug")
+        """The log's level and rate, and limits, are in force at once, which is said once."""
+        changes = {"limits": Limits(maxVMs=3), "logLevel": "debug", "logRate": 7}
+        reloading, ready = self.reloaded(**changes)
         self.assertEqual((reloading["RELOADING"], ready["READY"]), ("1", "1"))
         self.assertEqual(self.proxy.registry.registry.limits.maxVMs, 3)
-        self.assertEqual(self.level.level, "debug")
-        self.assertEqual(self.logged(), [("reloaded", "log-level=debug max-vms=3")])
-        self.reloaded(limits=Limits(maxVMs=3), logLevel="debug")
+        self.assertEqual((self.log.level, self.log.rate), ("debug", 7))
+        self.assertEqual(self.logged(), [("reloaded", "log-level=debug log-rate=7 max-vms=3")])
+        self.reloaded(**changes)
         self.assertEqual(self.logged(), [("reloaded", None)])
         self.reloaded()
-        self.assertEqual(self.logged(), [("reloaded", "log-level=info max-vms=2048")])
+        changed = "log-level=info log-rate=1000 max-vms=2048"
+        self.assertEqual(self.logged(), [("reloaded", changed)])
 
     def test_needsRestart(self) -> None:
         """Other settings do not change, and it is said of them each time."""
@@ -179,9 +181,10 @@ class ReloadTests(ManagedCase):
         self.assertEqual(self.logged(), [("reloaded", "log-level=debug")])
 
 
-class Level:
+class Log:
     """
     As much of a log as can change.
     """
 
     level = "info"
+    rate = 1000
