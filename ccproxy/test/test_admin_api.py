@@ -12,6 +12,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.task import Clock
+from twisted.logger import LogLevel
 from twisted.trial.unittest import SynchronousTestCase
 
 from ..core.console import ConsoleRing
@@ -23,6 +24,8 @@ from ..service.admin.metrics import DaemonCollector, Metrics
 from ..service.admin.openapi import document
 from ..service.admin.profiling import Profiler, ProfileRequest
 from ..service.admin.routes import ROUTES
+from ..service.logging import DaemonLog
+from ..service.settings import Settings
 from ..wire.codes import Command
 from .memory import World
 from .test_admin_events import Outflow
@@ -51,6 +54,18 @@ class MetricsTests(SynchronousTestCase):
             for family in text_string_to_metric_families(text)
             for sample in family.samples
         }
+
+    def test_log(self) -> None:
+        """The page has what is not in the log."""
+        log = DaemonLog(Settings(logRate=1), [])
+        for _ in range(8):
+            log({"log_time": 0.0, "log_level": LogLevel.info, "log_format": "x"})
+        health = Health(LoopLag(self.world.clock), 1.0, lambda: True)
+        collector = DaemonCollector(self.world.registry, health, self.events, log=log)
+        self.metrics = Metrics(collector)
+        samples = self.samples()
+        name = "ccproxy_log_entries_left_out_total"
+        self.assertEqual((samples[f"{name} reason=rate"], samples[f"{name} reason=sink"]), (3, 0))
 
     def test_page(self) -> None:
         """The page has the numbers of everything that happens."""

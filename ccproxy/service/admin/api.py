@@ -160,7 +160,10 @@ class Api:
         """
         wanted, log = call.json(views.LogLevelWanted), self._levels()
         self._log.info(
-            "the log has level {level} from now on", event="log-level", level=wanted.level
+            "the log has level {wanted} from now on",
+            event="log-level",
+            wanted=wanted.level,
+            log_always=True,
         )
         log.level = wanted.level
         return views.LogLevel(log.level)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import attrs
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -39,6 +39,21 @@ _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _OUTCOMES = {True: "ok", False: "error"}
 
 
+class LogCounts(Protocol):
+    """
+    A log that counts what is not in it.
+
+    @ivar lost: how many entries no sink took.
+    @ivar refused: how many were too many of their kind.
+    """
+
+    @property
+    def lost(self) -> int: ...
+
+    @property
+    def refused(self) -> int: ...
+
+
 @attrs.define(eq=False)
 class DaemonCollector(Collector):
     """
@@ -48,12 +63,14 @@ class DaemonCollector(Collector):
     @ivar health: whether it works.
     @ivar events: what has happened.
     @ivar orphans: how many VMs nobody looks after, or L{None} where nobody counts.
+    @ivar log: the daemon's log, or L{None} where that is not its own.
     """
 
     registry: Registry
     health: Health
     events: Events
     orphans: Callable[[], int] | None = None
+    log: LogCounts | None = None
 
     def collect(self) -> Iterator[Metric]:
         """All metrics, as they are now."""
@@ -64,6 +81,13 @@ class DaemonCollector(Collector):
         yield _counters(
             "ccproxy_events", "Events of the log, by their name.", "event", self.events.counts
         )
+        if self.log is not None:
+            yield _counters(
+                "ccproxy_log_entries_left_out",
+                "Log entries that --log-rate has left out, or that a sink has not taken.",
+                "reason",
+                {"rate": self.log.refused, "sink": self.log.lost},
+            )
 
     def _daemon(self) -> Iterator[Metric]:
         build = GaugeMetricFamily(

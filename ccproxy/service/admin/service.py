@@ -24,8 +24,9 @@ from .health import Health, LoopLag
 from .listening import AdminListener, LazyFactory
 
 if TYPE_CHECKING:
+    from ..logging import DaemonLog
     from ..restart import Restart
-    from .api import Api, LevelSwitch
+    from .api import Api
     from .profiling import Profiler
 
 #: What can be asked at the address for metrics, which has no idea of who asks.
@@ -45,7 +46,7 @@ class AdminService(Service):
         registry: Registry,
         poller: Poller,
         listening: Callable[[], bool],
-        log: Callable[[], LevelSwitch | None],
+        log: Callable[[], DaemonLog | None],
         orphans: OrphanService | None = None,
         restart: Restart | None = None,
     ) -> None:
@@ -159,6 +160,7 @@ class AdminService(Service):
                 self._health,
                 self._events,
                 None if orphans is None else lambda: len(orphans.orphans),
+                self._daemonLog(),
             )
             self._made = Api(
                 self._registry,
