@@ -190,13 +190,17 @@ class Connector:
         sockets = self._sockets.get(vm)
         if sockets is None or not (sockets.attempt is None or sockets.attempt.called):
             return None
-        console = None if sockets.console is None else inodeOf(sockets.console.fileno())
-        return ChannelsForm(vm.serial, sockets.identities, console)
+        # A console that has just ended is there without a descriptor for the rest of this turn.
+        console = -1 if sockets.console is None else sockets.console.fileno()
+        return ChannelsForm(
+            vm.serial, sockets.identities, inodeOf(console) if console >= 0 else None
+        )
 
     def consoles(self) -> list[int]:
         """The descriptors of all connections to consoles."""
         consoles = [sockets.console for sockets in self._sockets.values()]
-        return [console.fileno() for console in consoles if console is not None]
+        descriptors = [console.fileno() for console in consoles if console is not None]
+        return [descriptor for descriptor in descriptors if descriptor >= 0]
 
     def adopt(self, forms: Iterable[ChannelsForm], made: Mapping[int, socket.socket]) -> None:
         """

@@ -92,33 +92,32 @@ def _stop(options: argparse.Namespace) -> int:
     if not vm.folder.exists():
         names = ", ".join(one.name for one in hypervisor.allVMs()) or "none"
         raise VMError(f"there is no VM {vm.name!r}; there is: {names}")
-    if vm.isRunning():
-        status = runReactor("vm", lambda reactor: _unregister(reactor, options, vm))
-        if status or not vm.ended(hypervisor.STOP_TIMEOUT):
-            _say(f"switching off the VM {vm.name}")
-            vm.kill()
+    status = runReactor("vm", lambda reactor: _unregister(reactor, options, vm))
+    if vm.isRunning() and (status or not vm.ended(hypervisor.STOP_TIMEOUT)):
+        _say(f"switching off the VM {vm.name}")
+        vm.kill()
     vm.remove()
     return 0
 
 
 async def _unregister(reactor: Any, options: argparse.Namespace, vm: VM) -> int:
-    """Destroy the VM's pod, as a runtime does; 1 if it may not end by itself."""
-    status = 0
+    """Destroy the VM's pod, as a runtime does; 1 if it will not end by itself."""
+    status = 1
     try:
         client: ProxyClient = await reach(reactor, options.path)
         try:
-            await client.attachVM(vm.name, timeout=options.timeout)
-            try:
-                await client.hyper("destroypod", timeout=options.timeout)
-            except CCProxyError as error:
-                _say(f"its pod does not end: {error}")
-                status = 1
+            if vm.isRunning():
+                await client.attachVM(vm.name, timeout=options.timeout)
+                try:
+                    await client.hyper("destroypod", timeout=options.timeout)
+                    status = 0
+                except CCProxyError as error:
+                    _say(f"its pod does not end: {error}")
             await client.unregisterVM(vm.name, options.timeout)
         finally:
             client.stopProducing()
     except CCProxyError as error:
         _say(f"it is not unregistered: {error}")
-        return 1
     return status
 
 
