@@ -7,11 +7,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
+from types import GenericAlias
+from typing import Any
 
 import attrs
+from twisted.internet.task import Clock
 
 from ccproxy.core import states
 from ccproxy.core.limits import Limits
+from ccproxy.core.registry import Registry
+from ccproxy.service.admin.events import Events
+from ccproxy.service.admin.health import Health, LoopLag
+from ccproxy.service.admin.metrics import DaemonCollector
+from ccproxy.service.admin.openapi import document
+from ccproxy.service.admin.routes import ROUTES
 from ccproxy.service.ccproxy_command import FLAGS
 from ccproxy.service.settings import optionName
 from ccproxy.tools import ccproxyctl
@@ -58,6 +67,51 @@ def statusTable() -> str:
     return table(["status", "meaning"], ([str(n), text] for n, text in STATUSES.items()), "20 80")
 
 
+def routeTable() -> str:
+    """The table of what can be asked of the admin socket."""
+    rows = []
+    for route in ROUTES:
+        query = "".join(f" ``?{each.name}=``: {each.help}." for each in route.query)
+        kind = route.type
+        if isinstance(route.result, GenericAlias):
+            kind = f"list of {route.result.__args__[0].__name__}"
+        elif route.result is not None:
+            kind = route.result.__name__
+        rows.append([f"``{route.method}``", f"``{route.path}``", f"{route.summary}.{query}", kind])
+    return table(["method", "path", "what it does", "answer"], rows, "8 26 46 20")
+
+
+def viewLists() -> str:
+    """The fields of everything that the admin socket shows."""
+    lines = []
+    schemas = document()["components"]["schemas"]
+    for name, schema in schemas.items():
+        if name == "Limits" or not schema.get("properties"):
+            continue  # the limits have a table of their own
+        lines += [f"**{name}**: {schema['description']}", ""]
+        for field, place in schema["properties"].items():
+            text = place["description"].rstrip(".")
+            (reference,) = place.get("allOf", [{}])
+            values = schemas.get(reference.get("$ref", "").rpartition("/")[2], place).get("enum")
+            chosen = f": {', '.join(f'``{value}``' for value in values)}" if values else ""
+            lines.append(f"* ``{field}``: {text}{chosen}.")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def metricTable() -> str:
+    """The table of the daemon's own metrics."""
+    clock: Any = Clock()
+    nowhere: Any = None
+    registry = Registry(connector=nowhere, clock=clock, wallClock=clock.seconds)
+    health = Health(LoopLag(clock), 1.0, bool)
+    rows = []
+    for family in DaemonCollector(registry, health, Events(clock), int).collect():
+        suffix = "_total" if family.type == "counter" else ""
+        rows.append([f"``{family.name}{suffix}``", family.type, family.documentation])
+    return table(["metric", "type", "meaning"], rows, "40 10 50")
+
+
 def stateTable(transitions: Mapping[tuple[Enum, Enum], Enum]) -> str:
     """A lifecycle: a row for each state, a column for each input."""
     kinds = next(iter(transitions))
@@ -80,6 +134,9 @@ def write(folder: Path) -> None:
         "flags": flagTable(),
         "commands": commandTable(),
         "statuses": statusTable(),
+        "admin-routes": routeTable(),
+        "admin-views": viewLists(),
+        "metrics": metricTable(),
         "client-states": stateTable(states.CLIENT_TABLE),
         "session-states": stateTable(states.SESSION_TABLE),
         "vm-states": stateTable(states.VM_TABLE),

@@ -101,7 +101,7 @@ class EventTests(SynchronousTestCase):
         self.log.debug("x", event="step")
         self.log.debug("x", event="backpressure-on")
         self.log.info("no event")
-        for foreign in ("console", "log-entry"):
+        for foreign in ("console", "log-entry", "dump-vm"):
             self.log.info("x", event=foreign)
         self.assertEqual(+self.events.counts, {"vm-lost": 1, "backpressure-on": 1})
 
