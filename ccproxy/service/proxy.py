@@ -13,7 +13,7 @@ from typing import Any
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 
 from twisted import __version__ as twistedVersion
 
@@ -26,6 +26,7 @@ from ..net.polling import Poller
 from ..net.protocols import ProxyFactory
 from .dumping import StateDump
 from .logging import DaemonLog
+from .logsinks import missingSinks
 from .pod import PodService
 from .restart import Restart
 from .settings import Settings
@@ -229,6 +230,12 @@ class ProxyService(MultiService):
             twisted=twistedVersion,
             settings=" ".join(f"{name}={value}" for name, value in differing.items()) or None,
         )
+        if self.daemonLog is not None:
+            # A pod's daemon tries syslog without having been told to.
+            level = LogLevel.info if self._settings.pod else LogLevel.warn
+            for sink in missingSinks(self._settings):
+                text = "{sink} is not there: it gets no more than what is logged once it is"
+                self.log.emit(level, text, event="log-sink-missing", sink=sink)
         self.restart.take()
         super().privilegedStartService()
 

@@ -13,8 +13,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest import SkipTest
 
 from ccproxy import __version__
+from ccproxy.service.logsinks import JOURNAL
 from ccproxy.test.processes import ProcessTestCase
 from ccproxy.test.test_logging import parseLogfmt
 from ccproxy.testing.client import BlockingClient
@@ -305,6 +307,15 @@ class OperatorTests(ProcessTestCase):
             time.sleep(0.1)
             events = [entry.get("event") for entry in self.entries(daemon)]
             self.assertEqual(events.count("command"), shown, level)
+
+    def test_noSink(self) -> None:
+        """A log that has nowhere else to go goes to stderr, and says why."""
+        if os.path.exists(JOURNAL):
+            raise SkipTest("there is a journal here, and it would get this")
+        daemon = Daemon.byTwistd("--log-to=journal")
+        self.addCleanup(daemon.clear)
+        daemon.start()
+        self.assertIn(" warn  journal is not there", daemon.waitLog("log-sink-missing"))
 
     def test_rate(self) -> None:
         """A flood of entries is cut, and counted."""
