@@ -178,5 +178,5 @@ class TopTests(AskingTestCase):
 
     def test_noTerminal(self) -> None:
         self.assertIn("there is ccproxyctl vms", self.ctl("top", status=2, TERM="xterm")[1])
-        self.assertIn("is not from 0.1 to 3600", self.ctl("top", "-i", "0", status=2)[1])
-        self.assertIn("invalid", self.ctl("top", "-i", "x", status=2)[1])
+        self.assertIn("'0' is not from 0.1 to 3600", self.ctl("top", "-i", "0", status=2)[1])
+        self.assertIn("'x' is not from", self.ctl("top", "-i", "x", status=2)[1])

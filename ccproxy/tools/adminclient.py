@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping
+from io import BytesIO
 from typing import Any
 from urllib.parse import urlencode
 
@@ -88,7 +89,7 @@ class AdminClient:
 
         @raise AdminError: it cannot be had.
         """
-        return await self.ask("GET", f"{path}?{urlencode(query)}" if query else path)
+        return await self.ask("GET", _withQuery(path, query))
 
     async def ask(self, method: str, path: str, body: object = None) -> Any:
         """
@@ -108,8 +109,11 @@ class AdminClient:
                 raise AdminError(f"the answer to {path} has more than {LONGEST_ANSWER} bytes")
             chunks.append(data)
 
-        work = Deferred.fromCoroutine(self._request(method, path, gather, body))
-        await self._inTime(work, path)
+        async def exchange() -> None:
+            response = await self._request(method, path, body)
+            await self._take(response, path, gather)
+
+        await self._inTime(exchange(), path)
         return _parsed(b"".join(chunks), path)
 
     async def stream(self, path: str, receive: Callable[[bytes], None], **query: object) -> None:
@@ -119,9 +123,10 @@ class AdminClient:
         @param receive: called with each piece; what it raises ends the stream.
         @raise AdminError: it does not begin, or breaks off.
         """
-        await self._request("GET", f"{path}?{urlencode(query)}" if query else path, receive)
+        response = await self._inTime(self._request("GET", _withQuery(path, query)), path)
+        await self._take(response, path, receive)
 
-    def _inTime(self, answer: Deferred[Any], path: str) -> Deferred[Any]:
+    def _inTime(self, work: Coroutine[Any, Any, Any], path: str) -> Deferred[Any]:
         def late(result: Any, timeout: float) -> Failure:
             return Failure(
                 AdminError(
@@ -130,14 +135,15 @@ class AdminClient:
                 )
             )
 
-        return answer.addTimeout(ANSWER_TIMEOUT, self.reactor, late)
+        return Deferred.fromCoroutine(work).addTimeout(ANSWER_TIMEOUT, self.reactor, late)
 
-    async def _request(
-        self, method: str, path: str, receive: Callable[[bytes], None], body: object = None
-    ) -> None:
-        from io import BytesIO
+    async def _request(self, method: str, path: str, body: object = None) -> Any:
+        """
+        Send a request, and wait for the beginning of its response.
 
-        from twisted.web.client import FileBodyProducer, ResponseFailed, ResponseNeverReceived
+        @raise AdminError: there is none, or it is a refusal.
+        """
+        from twisted.web.client import FileBodyProducer, RequestTransmissionFailed, ResponseFailed
         from twisted.web.http_headers import Headers
 
         fields = Headers({"User-Agent": ["ccproxyctl"]})
@@ -147,22 +153,26 @@ class AdminClient:
             producer = FileBodyProducer(BytesIO(json.dumps(body).encode()))
         url = f"http://ccproxy{path}".encode()
         try:
-            beginning = self._agent.request(method.encode(), url, fields, producer)
-            response = await self._inTime(beginning, path)
+            response = await self._agent.request(method.encode(), url, fields, producer)
         except ConnectError as error:
             raise self._unreachable(error) from None
-        except (ResponseFailed, ResponseNeverReceived) as error:
+        except (RequestTransmissionFailed, ResponseFailed) as error:
             raise self._broken(path, error.reasons) from None
+        if response.code >= 300:
+            await self._refuse(response, path)
+        return response
+
+    async def _take(self, response: Any, path: str, receive: Callable[[bytes], None]) -> None:
+        from twisted.web.client import ResponseFailed
+
+        body = _Body(receive)
+        response.deliverBody(body)
         try:
-            if response.code < 300:
-                await _delivered(response, receive)
-            else:
-                refusal = Deferred.fromCoroutine(self._refused(response, path))
-                await self._inTime(refusal, path)
+            await body.done
         except ResponseFailed as error:
             raise self._broken(path, error.reasons) from None
 
-    async def _refused(self, response: Any, path: str) -> None:
+    async def _refuse(self, response: Any, path: str) -> None:
         """
         @raise AdminError: always, with the reason that the response gives.
         """
@@ -172,7 +182,7 @@ class AdminClient:
             nonlocal text
             text = (text + data)[:8192]
 
-        await _delivered(response, gather)
+        await self._take(response, path, gather)
         try:
             reason = str(json.loads(text)["error"])
         except (ValueError, KeyError, TypeError):
@@ -234,10 +244,8 @@ class _Body(Protocol):
             self.done.callback(result)
 
 
-def _delivered(response: Any, receive: Callable[[bytes], None]) -> Deferred[None]:
-    body = _Body(receive)
-    response.deliverBody(body)
-    return body.done
+def _withQuery(path: str, query: Mapping[str, object]) -> str:
+    return f"{path}?{urlencode(query)}" if query else path
 
 
 def _parsed(text: bytes, path: str) -> Any:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
+from math import nan
 
 from ..net.address import DEFAULT_ADMIN_SOCKET, DEFAULT_SOCKET, adminPath, socketPath
 
@@ -26,6 +28,21 @@ def variable(text: str) -> tuple[str, str]:
     if not equals and name not in os.environ:
         raise argparse.ArgumentTypeError(f"{name} is not set here: give {name}=VALUE")
     return name, value if equals else os.environ[name]
+
+
+def seconds(least: float, most: float = 86400.0) -> Callable[[str], float]:
+    """What makes a number of seconds of a text, for argparse."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = nan
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not from {least:g} to {most:g} seconds")
+        return value
+
+    return convert
 
 
 def addAddress(parser: argparse.ArgumentParser) -> None:

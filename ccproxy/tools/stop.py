@@ -10,6 +10,7 @@ import select
 from collections.abc import Sequence
 
 from .adminclient import AdminClient, AdminError
+from .arguments import seconds
 from .asking import ask, askingParser, show
 
 
@@ -23,7 +24,7 @@ def makeParser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=seconds(0),
         default=30.0,
         metavar="SECONDS",
         help="how long to wait for its end; 0 is not at all (default: %(default)g)",

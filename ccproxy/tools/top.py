@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from .adminclient import AdminClient, AdminError
+from .arguments import seconds
 from .asking import ask, askingParser
 from .stdio import InputReader
 from .terminal import Terminal
@@ -170,13 +171,6 @@ class Top:
             self._draw()
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0.1 <= value <= 3600:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0.1 to 3600 seconds")
-    return value
-
-
 def makeParser() -> argparse.ArgumentParser:
     """What its command line may say."""
     parser = askingParser(
@@ -189,7 +183,7 @@ def makeParser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-i",
         "--interval",
-        type=_seconds,
+        type=seconds(0.1, 3600),
         default=2.0,
         metavar="SECONDS",
         help="seconds between two looks (default: %(default)g)",
