@@ -318,7 +318,8 @@ class ServiceTests(SynchronousTestCase):
         self.clock.advance(0.9)
         service.registered()
         self.clock.advance(0.2)
-        self.assertTrue(self.kernel.done.empty())
+        with self.assertRaises(queue.Empty):
+            self.kernel.done.get(timeout=0.1)
         service.registered()
         self.assertDone("every 1 ms")
         self.ended(service)
