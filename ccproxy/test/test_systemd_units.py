@@ -21,7 +21,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from ..testing.agent import ScriptedAgent
 from ..testing.client import BlockingClient, registration
 from ..testing.daemon import eventually
-from ..wire.codes import Command
+from ..wire.codes import Command, Stream
+from .processes import PlayedVM, Running
 
 CLIENTS = "/run/clear-containers/proxy.sock"
 ADMIN = "/run/ccproxy/admin.sock"
@@ -207,6 +208,35 @@ class UnitTests(SynchronousTestCase):
         run("systemctl", "kill", "-s", "KILL", "ccproxy")
         self.client().probe()
         self.assertNotEqual(shown("MainPID"), pid)
+
+    def process(self) -> Running:
+        """A process in a VM, with its shim and the client that has started it."""
+        agent, client = self.agent(), self.client()
+        tokens = client.registerVM("vm", agent, 1)
+        return PlayedVM(self.client, "vm", agent, client, tokens).start()
+
+    def test_restartUnnoticed(self) -> None:
+        """A restart hands over all connections: nobody notices."""
+        self.start()
+        pid, process = shown("MainPID"), self.process()
+        process.say(b"before")
+        self.assertEqual(process.shim.output(Stream.STDOUT, 6), b"before")
+        run("systemctl", "restart", "ccproxy")
+        self.assertNotEqual(shown("MainPID"), pid)
+        process.say(b"after")
+        self.assertEqual(process.shim.output(Stream.STDOUT, 5), b"after")
+        process.vm.client.hyper("ping")
+        self.assertEqual(shown("StatusText"), f"1 VMs, 2 clients on unix://{CLIENTS}")
+
+    def test_crash(self) -> None:
+        """A daemon that is killed costs no process its life, and no shim its connection."""
+        self.start()
+        process = self.process()
+        run("systemctl", "kill", "-s", "KILL", "ccproxy")
+        process.say(b"after")
+        self.assertEqual(process.shim.output(Stream.STDOUT, 5), b"after")
+        process.exit(7)
+        self.assertEqual(process.shim.exited(), 7)
 
     def test_keepsTrying(self) -> None:
         """
