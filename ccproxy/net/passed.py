@@ -11,8 +11,9 @@ from contextlib import suppress
 
 import attrs
 
-#: What the names of our kept descriptors begin with.
-PREFIX = "ccproxy."
+#: What the names of our kept descriptors begin with. No unit has such a name, by which systemd calls
+#: the sockets that it makes itself.
+PREFIX = "ccproxy/"
 #: The first descriptor that is passed.
 FIRST = 3
 

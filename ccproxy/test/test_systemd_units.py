@@ -201,6 +201,14 @@ class UnitTests(SynchronousTestCase):
         )
         self.client().probe()
 
+    def test_socketOfAnotherName(self) -> None:
+        """The socket is known by what it is, whatever the unit calls it."""
+        for name in ("", "ccproxy.socket", "whatever"):
+            self.add("ccproxy.socket", f"[Socket]\nFileDescriptorName={name}\n")
+            self.start()
+            self.client().probe()
+            run("systemctl", "stop", "ccproxy.socket", "ccproxy.service")
+
     def test_restartKeepsClientsWaiting(self) -> None:
         """Who connects while the daemon is away is served when it is back."""
         self.start()
