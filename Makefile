@@ -99,7 +99,7 @@ fuzz: $(VENV)/.fuzz
 soak: $(VENV)/.installed
 	@"$(BIN)/python" -m bench.soak --time $(or $(TIME),1200)
 
-BENCH = "$(BIN)/python" -m bench.speed --programs $(VENV) --rounds $(or $(ROUNDS),5)
+BENCH = "$(BIN)/python" -m bench.speed --programs $(VENV) --rounds $(or $(ROUNDS),5) $(if $(ANYWHERE),--anywhere)
 
 bench: $(VENV)/.installed $(VENV)/load $(VENV)/relay
 	@$(BENCH) $(if $(ROWS),--rows $(ROWS)) --output $(if $(DOCS),docs/performance,$(VENV)/bench)

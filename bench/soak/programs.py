@@ -157,6 +157,12 @@ class ScriptedMachine:
         self._clock = clock
         self._running: list[Running] = []
 
+    def startPod(self, hostname: str, shareDir: str) -> None:
+        pass
+
+    def endPod(self) -> None:
+        pass
+
     def start(self, program: Program, sink: IRunningSink) -> Running:
         task = self.tasks.get(int(program.args[1]))
         if task is None:

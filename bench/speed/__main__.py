@@ -34,6 +34,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="medians of so many (default: 5)")
     parser.add_argument("--rows", default="", help="only these: A,B,... or patterns as stdout-*")
     parser.add_argument("--output", type=Path, help="a folder for results, tables and plots")
+    parser.add_argument(
+        "--anywhere", action="store_true", help="let the system choose each one's processor"
+    )
     parser.add_argument("--check", action="store_true", help="only compare with bounds.toml")
     parser.add_argument("--list", action="store_true", help="say which rows there are")
     return parser.parse_args()
@@ -111,7 +114,7 @@ def main() -> int:
     if others > QUIET:
         print(f"the machine is not quiet: others use {others:.0%} of it", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
-        bench = Bench(options.programs, Path(folder))
+        bench = Bench(options.programs, Path(folder), options.anywhere)
         try:
             results = _run(rows, options.rounds, bench)
         except Failed as problem:

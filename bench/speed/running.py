@@ -41,17 +41,20 @@ class Bench:
 
     @ivar programs: the folder of C{load} and C{relay}.
     @ivar folder: where sockets may be made.
+    @ivar anywhere: leave it to the system which processor runs what.
     """
 
     programs: Path
     folder: Path
+    anywhere: bool = False
     _daemon: Daemon | None = None
     _ours: set[int] = attrs.field(init=False)
     _theirs: set[int] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         processors = sorted(os.sched_getaffinity(0))
-        self._ours, self._theirs = {processors[0]}, {processors[-1]}
+        ours, theirs = ([processors] * 2) if self.anywhere else (processors[:1], processors[-1:])
+        self._ours, self._theirs = set(ours), set(theirs)
         os.sched_setaffinity(0, self._ours)
 
     def close(self) -> None:
