@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import marshal
 import re
+import time
 from importlib.resources import files
 from typing import Any
 
@@ -139,7 +140,8 @@ class ProfilerTests(SynchronousTestCase):
 
     def work(self) -> None:
         """Use the processor for a while."""
-        for _ in range(300):
+        until = time.process_time() + 0.2
+        while time.process_time() < until:
             json.dumps(list(range(3000)))
 
     def refused(self, action: Any, *args: Any) -> int:
@@ -165,7 +167,8 @@ class ProfilerTests(SynchronousTestCase):
         calls = {
             name: stat[0] for (*_, name), stat in marshal.loads(self.profiler.result().body).items()
         }
-        self.assertEqual((calls["work"], calls["dumps"]), (1, 300))
+        self.assertEqual(calls["work"], 1)
+        self.assertGreater(calls["dumps"], 10)
 
     def test_end(self) -> None:
         """A profile ends by itself; stopping it then is no error."""

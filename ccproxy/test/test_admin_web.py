@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from ..service.admin.calls import Call, Outflow, Refused, Reply, Stream
-from ..service.admin.web import FAREWELL, IDLE_TIMEOUT, MAX_BODY, AdminSite
+from ..service.admin.web import FAREWELL, IDLE_TIMEOUT, MAX_BODY, MAX_CONNECTIONS, AdminSite
 
 
 class EndlessTransport(StringTransport):
@@ -155,6 +155,15 @@ class WebTests(SynchronousTestCase):
         """A connection on which nothing is asked is closed."""
         self.clock.advance(IDLE_TIMEOUT)
         self.assertTrue(self.transport.disconnecting)
+
+    def test_tooMany(self) -> None:
+        """There are only so many connections; one that ends makes room."""
+        site = AdminSite(self.respond, self.clock)
+        channels = [site.buildProtocol(None) for _ in range(MAX_CONNECTIONS)]
+        self.assertIsNone(site.buildProtocol(None))
+        channels[0].makeConnection(EndlessTransport())
+        channels[0].connectionLost(Failure(ConnectionDone()))
+        self.assertIsNotNone(site.buildProtocol(None))
 
     def begin(self, request: bytes = b"GET / HTTP/1.1\r\n\r\n") -> PlainStream:
         """Ask for an answer without an end."""

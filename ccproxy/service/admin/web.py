@@ -22,6 +22,8 @@ from .calls import Call, Refused, Reply, Stream
 
 #: The longest body of a request, in bytes.
 MAX_BODY = 64 << 10
+#: The most connections at a time.
+MAX_CONNECTIONS = 128
 #: Seconds after which an idle connection is closed.
 IDLE_TIMEOUT = 60.0
 #: Seconds that a finished stream's peer has to take the rest of it.
@@ -149,9 +151,18 @@ class AdminChannel(HTTPChannel):
 
     farewell: Wait | None = None
 
+    def __init__(self, channels: set[AdminChannel]) -> None:
+        """
+        @param channels: where it is as long as it is open.
+        """
+        super().__init__()
+        self._channels = channels
+        channels.add(self)
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection has ended."""
         cancel(self.farewell)
+        self._channels.discard(self)
         super().connectionLost(reason)
 
 
@@ -168,10 +179,13 @@ class AdminSite(ServerFactory):
         """
         self._respond = respond
         self._reactor = reactor
+        self._channels: set[AdminChannel] = set()
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        """A new connection."""
-        channel: Any = AdminChannel()
+        """A new connection, which is closed at once if there are too many."""
+        if len(self._channels) >= MAX_CONNECTIONS:
+            return None
+        channel: Any = AdminChannel(self._channels)
         channel.factory = self
         channel.requestFactory = lambda channel, queued: AdminRequest(channel, self._respond)
         channel.callLater = self._reactor.callLater
