@@ -205,8 +205,10 @@ class UnitTests(SynchronousTestCase):
         """The socket is known by what it is, whatever the unit calls it."""
         for name in ("", "ccproxy.socket", "whatever"):
             self.add("ccproxy.socket", f"[Socket]\nFileDescriptorName={name}\n")
-            self.start()
+            run("systemctl", "start", "ccproxy.socket")
+            before = os.stat(CLIENTS).st_ino
             self.client().probe()
+            self.assertEqual(os.stat(CLIENTS).st_ino, before)
             run("systemctl", "stop", "ccproxy.socket", "ccproxy.service")
 
     def test_restartKeepsClientsWaiting(self) -> None:
