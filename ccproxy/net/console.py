@@ -7,7 +7,7 @@ it goes to the log as well, line by line.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -18,10 +18,19 @@ from .transport import StreamTransport
 
 #: The longest piece of a line that is logged at once, in bytes; a longer line comes in pieces.
 LONGEST_LINE = 4096
+#: The most lines that are logged at once: a guest that floods its console shall not keep the loop.
+MOST_LINES = 200
 
 
 def _nobody() -> None:
     pass
+
+
+def _pieces(lines: Iterable[bytearray]) -> Iterator[bytearray]:
+    """Lines, long ones in pieces."""
+    for line in lines:
+        for at in range(0, max(1, len(line)), LONGEST_LINE):
+            yield line[at : at + LONGEST_LINE]
 
 
 @implementer(IBufferedProtocol)
@@ -49,26 +58,25 @@ class Console:
         self._vm.console.add(data)
         if self._vm.registry.verbose:
             *lines, rest = (self._line + data).split(b"\n")
-            for line in lines:
-                self._note(line)
             whole = len(rest) // LONGEST_LINE * LONGEST_LINE
-            if whole:
-                self._note(rest[:whole])
+            pieces = [*_pieces(lines), *_pieces([rest[:whole]] if whole else [])]
+            for piece in pieces[:MOST_LINES]:
+                self._note(piece)
+            if len(pieces) > MOST_LINES:
+                self._note(b"[%d more lines at once]" % (len(pieces) - MOST_LINES))
             self._line = rest[whole:]
         elif self._line:
             self._line.clear()
         return len(data)
 
-    def _note(self, line: bytearray) -> None:
-        for at in range(0, max(1, len(line)), LONGEST_LINE):
-            piece = line[at : at + LONGEST_LINE].rstrip(b"\r")
-            self._vm.log.debug(
-                "console",
-                event="console",
-                source="console",
-                text=piece.decode("utf-8", "backslashreplace"),
-                **self._vm.fields,
-            )
+    def _note(self, line: bytes | bytearray) -> None:
+        self._vm.log.debug(
+            "console",
+            event="console",
+            source="console",
+            text=line.rstrip(b"\r").decode("utf-8", "backslashreplace"),
+            **self._vm.fields,
+        )
 
     def fileno(self) -> int:
         """The connection's descriptor."""

@@ -11,7 +11,7 @@ from zope.interface.verify import verifyObject
 
 from ..core.console import ConsoleRing
 from ..net.buffered import IBufferedProtocol
-from ..net.console import LONGEST_LINE, Console
+from ..net.console import LONGEST_LINE, MOST_LINES, Console
 from ..net.ordinary import attach
 from .memory import World
 from .sockets import SocketCase
@@ -100,6 +100,13 @@ class ConsoleTests(SocketCase):
         self.assertEqual(len("".join(pieces)), 50_000)
         self.assertLessEqual(max(map(len, pieces)), LONGEST_LINE)
         self.assertEqual(len(self.vm.console.since(0)), 10_000)
+
+    def test_flood(self) -> None:
+        """Of very many lines at once, the first are logged, and how many more there were."""
+        self.console.bufferReceived(memoryview(b"x\n" * (MOST_LINES + 5000) + b"y"))
+        self.assertEqual(self.lines(), ["x"] * MOST_LINES + ["[5000 more lines at once]"])
+        self.say(b"z\n")
+        self.assertEqual(self.lines()[-1], "yz")
 
     def test_levelChanges(self) -> None:
         """A line that began unheard is logged from where the log listens again."""
