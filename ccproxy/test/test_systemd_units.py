@@ -228,15 +228,21 @@ class UnitTests(SynchronousTestCase):
     def test_restartUnnoticed(self) -> None:
         """A restart hands over all connections: nobody notices."""
         self.start()
-        pid, process = shown("MainPID"), self.process()
-        process.say(b"before")
-        self.assertEqual(process.shim.output(Stream.STDOUT, 6), b"before")
-        run("systemctl", "restart", "ccproxy")
-        self.assertNotEqual(shown("MainPID"), pid)
-        process.say(b"after")
-        self.assertEqual(process.shim.output(Stream.STDOUT, 5), b"after")
-        process.vm.client.hyper("ping")
-        self.assertEqual(shown("StatusText"), f"1 VMs, 2 clients on unix://{CLIENTS}")
+        process = self.process()
+        for command in (
+            ("systemctl", "restart", "ccproxy"),
+            ("/usr/local/bin/ccproxyctl", "restart"),
+        ):
+            pid = shown("MainPID")
+            process.say(b"before")
+            self.assertEqual(process.shim.output(Stream.STDOUT, 6), b"before")
+            run(*command)
+            eventually(lambda pid=pid: shown("MainPID") not in (pid, "0"), "another process")
+            process.say(b"after")
+            self.assertEqual(process.shim.output(Stream.STDOUT, 5), b"after")
+            process.vm.client.hyper("ping")
+            eventually(lambda: shown("ActiveState") == "active", "readiness")
+            self.assertEqual(shown("StatusText"), f"1 VMs, 2 clients on unix://{CLIENTS}")
 
     def test_crash(self) -> None:
         """A daemon that is killed costs no process its life, and no shim its connection."""
