@@ -129,6 +129,10 @@ class WebTests(SynchronousTestCase):
         )
         self.assertIn(b"413", first)
         self.assertEqual(self.calls, [])
+        self.channel.dataReceived(b"PUT / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (size * 9))
+        for _ in range(8):
+            self.channel.dataReceived(b"x" * size)
+        self.assertLess(self.channel.requests[0].content.tell(), size)
 
     def test_badText(self) -> None:
         """What is no UTF-8 is refused."""
