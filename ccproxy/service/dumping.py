@@ -42,7 +42,9 @@ class StateDump:
         if self._dumping is None:
             self._dumping = Deferred.fromCoroutine(self._dump())
             self._dumping.addErrback(
-                lambda failure: self._log.failure("the state cannot be logged", failure)
+                lambda failure: self._log.failure(
+                    "the state cannot be logged", failure, event="dump-failed"
+                )
             )
             self._dumping.addBoth(self._done)
 
@@ -70,8 +72,10 @@ def _state(registry: Registry, reactor: Any) -> Iterator[tuple[str, dict[str, An
 
     yield "counts", _fields(views.counts(registry))
     yield "limits", _fields(registry.limits)
-    for wait in sorted(reactor.getDelayedCalls(), key=lambda wait: wait.getTime()):
-        yield "wait", _waitFields(wait, reactor.seconds())
+    # All at once: of a wait that is over nothing can be told.
+    waits = sorted(reactor.getDelayedCalls(), key=lambda wait: wait.getTime())
+    for fields in [_waitFields(wait, reactor.seconds()) for wait in waits]:
+        yield "wait", fields
     for command in views.commands(registry):
         yield "command", _fields(command)
     for client in views.clients(registry):

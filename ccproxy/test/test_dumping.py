@@ -16,7 +16,7 @@ from ..service.logging import DaemonLog
 from ..service.logsinks import Sink
 from ..service.settings import Settings
 from ..wire.codes import Command
-from .memory import World, startData
+from .memory import World, registration, startData
 from .test_logging import parseLogfmt
 
 
@@ -103,6 +103,19 @@ class DumpTests(SynchronousTestCase):
         for _ in range(20):
             self.world.clock.advance(PAUSE)
         entries = self.entries()
+        self.assertEqual(entries[-1]["event"], "dump-end")
+
+    def test_waitsEnd(self) -> None:
+        """Waits that end while the dump is under way were told as they were."""
+        for nth in range(2 * BATCH):
+            self.world.client().send(Command.REGISTER_VM, registration(f"vm{nth}"))
+        self.dump()
+        self.world.registry.shutDown()
+        for _ in range(20):
+            self.world.clock.advance(PAUSE)
+        entries = self.entries()
+        waits = [wait for wait in self.having(entries, "wait") if wait["call"] == "VM._neverReady"]
+        self.assertEqual({wait["vm"] for wait in waits}, {f"vm{nth}" for nth in range(2 * BATCH)})
         self.assertEqual(entries[-1]["event"], "dump-end")
 
     def test_failing(self) -> None:
