@@ -128,6 +128,10 @@ class UnitTests(SynchronousTestCase):
         """A file of the daemon in /proc."""
         return Path(f"/proc/{shown('MainPID')}/{name}").read_text()
 
+    def waitAnother(self, pid: str) -> None:
+        """Wait until the service has another process."""
+        eventually(lambda: shown("MainPID") not in (pid, "0"), "another process")
+
     def waitJournal(self, text: str) -> None:
         """Wait until the service has logged a text."""
         eventually(lambda: text in journal(), f"{text!r} in the journal: {journal()}")
@@ -237,7 +241,7 @@ class UnitTests(SynchronousTestCase):
             process.say(b"before")
             self.assertEqual(process.shim.output(Stream.STDOUT, 6), b"before")
             run(*command)
-            eventually(lambda pid=pid: shown("MainPID") not in (pid, "0"), "another process")
+            self.waitAnother(pid)
             process.say(b"after")
             self.assertEqual(process.shim.output(Stream.STDOUT, 5), b"after")
             process.vm.client.hyper("ping")
