@@ -17,7 +17,8 @@ from ccproxy.core import states
 from ccproxy.core.limits import Limits
 from ccproxy.core.registry import Registry
 from ccproxy.service.admin.events import Events
-from ccproxy.service.admin.health import Health, LoopLag
+from ccproxy.service.admin.health import Health
+from ccproxy.service.admin.looplag import LoopLag
 from ccproxy.service.admin.metrics import DaemonCollector
 from ccproxy.service.admin.openapi import document
 from ccproxy.service.admin.routes import ROUTES

@@ -20,7 +20,8 @@ from ..core.console import ConsoleRing
 from ..service.admin.calls import Refused
 from ..service.admin.console import ConsoleFollower
 from ..service.admin.events import Events
-from ..service.admin.health import Health, LoopLag
+from ..service.admin.health import Health
+from ..service.admin.looplag import LoopLag
 from ..service.admin.metrics import DaemonCollector, Metrics
 from ..service.admin.openapi import document
 from ..service.admin.profiling import Profiler, ProfileRequest

@@ -18,7 +18,8 @@ import ccproxy
 
 from ..net.address import DEFAULT_ADMIN_SOCKET, DEFAULT_SOCKET
 from ..service.admin.events import Events
-from ..service.admin.health import Health, LoopLag
+from ..service.admin.health import Health
+from ..service.admin.looplag import LoopLag
 from ..service.admin.metrics import DaemonCollector, Metrics
 from ..service.config import DEFAULT_FILE
 from ..service.ksm import KSM_FILES

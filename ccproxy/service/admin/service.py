@@ -20,8 +20,8 @@ from ...net.polling import Poller
 from ..orphans import OrphanService
 from ..settings import Settings, hostAndPort
 from .events import Events
-from .health import Health, LoopLag
 from .listening import AdminListener, LazyFactory
+from .looplag import LoopLag
 
 if TYPE_CHECKING:
     from ..logging import DaemonLog
@@ -66,7 +66,7 @@ class AdminService(Service):
         self._restart = restart
         self._startedAt = 0.0
         self._lag = LoopLag(self._reactor)
-        self._health = Health(self._lag, settings.maxLoopLag, listening)
+        self._listening = listening
         self._events = Events(self._reactor)
         self._ports: list[IListeningPort] = []
         self._made: Api | None = None
@@ -149,15 +149,17 @@ class AdminService(Service):
     def _api(self) -> Api:
         if self._made is None:
             from .api import Api
+            from .health import Health
             from .metrics import DaemonCollector, Metrics
             from .profiling import Profiler
 
             if self._settings.pprof:
                 self._profiler = Profiler(self._reactor)
+            health = Health(self._lag, self._settings.maxLoopLag, self._listening)
             orphans = self._orphans
             collector = DaemonCollector(
                 self._registry,
-                self._health,
+                health,
                 self._events,
                 None if orphans is None else lambda: len(orphans.orphans),
                 self._daemonLog(),
@@ -165,7 +167,7 @@ class AdminService(Service):
             self._made = Api(
                 self._registry,
                 self._reactor,
-                self._health,
+                health,
                 self._startedAt,
                 self._events,
                 Metrics(collector),
