@@ -22,6 +22,9 @@ from ..tools.tables import Column, grid, member, pairs, plain, quantity, size, s
 #: What a hostile guest might call itself.
 EVIL = "a\x1b]0;owned\x07\x9b31m\u202eb\n\ud800"
 
+#: What a console says, in pieces that may be cut anywhere.
+CONSOLE = (b"\r\n", b"\r", b"\n", b"\t", "\u017c".encode(), b"\xff", b"\x1b", b"a")
+
 
 class PrintableTests(SynchronousTestCase):
     """Nothing that steers a terminal reaches one."""
@@ -56,7 +59,10 @@ class ConsoleTextTests(SynchronousTestCase):
         shown = text.feed(b"\x1b[2Jlogin:\t\r\n100%\r\xc5") + text.feed(b"\xbc\xff\r", True)
         self.assertEqual(shown, "\\x1b[2Jlogin:\t\n100%\\rż\\xff\\r")
 
-    @given(st.binary(), st.lists(st.integers(0, 40)))
+    @given(
+        st.binary() | st.lists(st.sampled_from(CONSOLE)).map(b"".join),
+        st.lists(st.integers(0, 5)),
+    )
     def test_pieces(self, data: bytes, cuts: list[int]) -> None:
         """Any pieces give the same text, and nothing in it steers a terminal."""
         whole = ConsoleText().feed(data, True)

@@ -5,11 +5,13 @@ C{ccproxyctl top} on a terminal, with the test as the daemon.
 from __future__ import annotations
 
 import shlex
+import shutil
 import signal
 import termios
 import threading
 from http.server import BaseHTTPRequestHandler
 from typing import Any
+from unittest import skipIf
 
 import pexpect
 
@@ -36,16 +38,16 @@ class TopTests(AskingTestCase):
         self.sent += 1 << 20
         answering([vm(1, containerId="quiet"), vm(2, self.sent, containerId="busy")])(request)
 
-    def top(self, rows: int = 12) -> Any:
+    def top(self, interval: str = "0.2") -> Any:
         """Start it on a terminal of its own."""
-        return self.onTerminal(*script("ccproxyctl"), "top", "--interval", "0.2", rows=rows)
+        return self.onTerminal(*script("ccproxyctl"), "top", "--interval", interval)
 
-    def onTerminal(self, *words: str, rows: int = 12) -> Any:
+    def onTerminal(self, *words: str) -> Any:
         """Start a program there."""
         env = environment(CCPROXY_ADMIN_SOCKET=self.path, TERM="xterm")
         process = pexpect.spawn(
             words[0], list(words[1:]), env=env, encoding="utf-8", timeout=TIMEOUT,
-            dimensions=(rows, 120),
+            dimensions=(12, 120),
         )  # fmt: skip
         self.addCleanup(process.close, force=True)
         self.before = termios.tcgetattr(process.child_fd)
@@ -99,6 +101,7 @@ class TopTests(AskingTestCase):
             process.wait()
             self.assertEqual(process.signalstatus, number)
 
+    @skipIf(shutil.which("bash") is None, "there is no bash")
     def test_stopped(self) -> None:
         """Ctrl-Z gives the terminal back to the shell, and it goes on afterwards."""
         top = shlex.join([*script("ccproxyctl"), "top", "--interval", "0.2"])
@@ -118,7 +121,7 @@ class TopTests(AskingTestCase):
     def test_size(self) -> None:
         """It fits, also when the terminal gets smaller; names cannot steer it."""
         self.vms([vm(number, containerId=EVIL) for number in range(30)])
-        process = self.top(rows=12)
+        process = self.top("3600")
         process.expect_exact(ENTER)
         process.expect_exact("\x1b[H")
         process.expect_exact("\x1b[J")
