@@ -127,7 +127,11 @@ def main() -> int:
         text = json.dumps({"machine": facts, "rows": results}, indent=1)
         (options.output / "results.json").write_text(text + "\n")
     if options.check:
-        verdicts = list(check(rows, results, bounds))
+        try:
+            verdicts = list(check(rows, results, bounds))
+        except KeyError as problem:
+            print(f"bench: {BOUNDS}: {problem.args[0]}", file=sys.stderr)
+            return 2
         print(report.asText(report.verdicts(verdicts)))
         bad = sum(not verdict.good for verdict in verdicts)
         print(f"bench-check: {bad} of {len(verdicts)} figures are beyond their bounds")

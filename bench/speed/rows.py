@@ -134,6 +134,7 @@ ROWS = (
             Target("base_kib", 38 * 1024, historic="6 MiB"),
         ),
         fresh=True,
+        against="echo",
     ),
     Row(
         "crowd",
@@ -142,6 +143,7 @@ ROWS = (
         {"vms": MOST_VMS, "shims": 2, "step": STEP, "keep": 0, "size": 1, "count": 2000},
         targets=(Target("echo_times", 1.5),),
         fresh=True,
+        against="echo",
     ),
     Row("start", "start until it accepts", "start", targets=(Target("cpu_us", 250_000),)),
     *(
