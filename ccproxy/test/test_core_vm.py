@@ -4,6 +4,8 @@ VMs: registration, tokens, loss, and what remains.
 
 from __future__ import annotations
 
+from itertools import product
+
 import gc
 import weakref
 
@@ -99,11 +101,13 @@ class RegistrationTests(SynchronousTestCase):
 
     def test_clientLeaves(self) -> None:
         """P11: a client that hangs up ends its registration, at each stage."""
-        for connected in (False, True):
+        for connected, more in product((False, True), repeat=2):
             world = World()
             client = world.client()
             client.send(Command.REGISTER_VM, registration())
-            self.assertTrue(client.connection.paused)
+            if more:
+                client.send(Command.ATTACH_VM, {"containerId": "vm"})
+            self.assertIs(client.connection.paused, more)
             vm = world.connector.wanted[0]
             agent = MemoryVM(vm) if connected else None
             client.connection.end()
