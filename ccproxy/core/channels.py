@@ -41,7 +41,9 @@ class ControlSink:
                 vm.commands.message(message.number, message.body)
         except RemoteProtocolError as error:
             vm.channelEnded(False, f"sent a {error}")
+        vm.handled = offset
         vm.registry.flush()
+        vm.handled = 0
         return offset if vm.control is not None else len(data)
 
     def ended(self) -> None:

@@ -217,6 +217,7 @@ class VMForm:
     @ivar io: its I/O channel, if it is open.
     @ivar created: how many seconds ago.
     @ivar lost: likewise.
+    @ivar handled: how many bytes of the control channel's input have been used and not taken yet.
     @ivar slot: the answer to its registration.
     @ivar waits: what happens in how many seconds: a wait's name, and its argument.
     @ivar clients: those attached to it.
@@ -238,6 +239,7 @@ class VMForm:
     created: float = 0.0
     resync: bool = True
     lost: float = 0.0
+    handled: int = 0
     slot: Optional[Place] = None
     controlOut: OutletForm = attrs.field(factory=OutletForm)
     readyMayCome: bool = True

@@ -57,6 +57,8 @@ class VM:
     @ivar processes: its sessions.
     @ivar starts: the starts that wait for their shims.
     @ivar created: when it was made, in seconds of the clock.
+    @ivar handled: how many bytes at the beginning of the control channel's input have been used and
+        are still there.
     @ivar resync: the I/O channel may begin inside a message of an earlier registration, as long
         as no READY has come and no message of a process of ours.
     """
@@ -84,6 +86,7 @@ class VM:
         self.processes = Processes(self)
         self.starts = Starts(self)
         self.resync = True
+        self.handled = 0
         self.created = registry.clock.seconds()
         self.lostAt = 0.0
         self._slot = slot
@@ -301,7 +304,16 @@ class VM:
         """Send a message to the agent."""
         assert self._controlOut is not None
         self._controlOut.push(message)
-        self._controlOut.flush()
+        if self.registry.whenChanged is None:
+            self._controlOut.flush()
+        else:
+            # Not before it is written down that it is in flight: controlWritable.
+            self.registry.changed(self)
+
+    @property
+    def unsent(self) -> bool:
+        """Whether the agent has not been sent all that it shall get."""
+        return self._controlOut is not None and self._controlOut.size > 0
 
     def controlWritable(self) -> None:
         """The control channel's socket has room again."""

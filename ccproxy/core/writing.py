@@ -290,10 +290,9 @@ class _Writer:
             created=self._now - vm.created,
             resync=vm.resync,
             lost=self._now - vm.lostAt,
+            handled=vm.handled,
             slot=self._slots.maybe(vm._slot),
-            controlOut=(
-                _outlet(vm._controlOut) if vm._controlOut and self._only is None else OutletForm()
-            ),
+            controlOut=_outlet(vm._controlOut) if vm._controlOut else OutletForm(),
             readyMayCome=vm._readyMayCome,
             notify=vm._notify,
             waits={

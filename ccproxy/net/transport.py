@@ -29,7 +29,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from fcntl import ioctl
 from select import EPOLLOUT, EPOLLRDHUP
-from socket import MSG_PEEK
+from socket import MSG_PEEK, SOL_SOCKET
 from termios import TIOCOUTQ
 
 import attrs
@@ -59,7 +59,53 @@ _LEAST_COUNTED = 256
 #: Where the kernel writes its count: three times faster than having bytes made for it.
 _counted = array("i", [0])
 
+#: A socket option that is not in Python's module: the offset at which peeking begins.
+_SO_PEEK_OFF = 42
+_NO_OFFSET = -1
+#: Offsets that no amount of input reaches, nor leads from one to another.
+_WITNESSES = range(1 << 28, 1 << 30, 1 << 22)
+
 _log = Logger()
+
+
+class Kept(enum.Enum):
+    """
+    How a socket remembers, over the death of this process, what of its input has been used.
+
+    The kernel has an offset for peeking in each socket, and lowers it by what is taken from the
+    socket: it is a note that changes in one step with the input itself. L{skipUsed} reads it.
+    """
+
+    #: It does not.
+    NOT = enum.auto()
+    #: What was used is noted before it is taken.
+    NOTED = enum.auto()
+    #: A journal says what was used; the note says whether that has been taken since then.
+    WITNESSED = enum.auto()
+
+
+_NOT, _NOTED, _WITNESSED = Kept
+
+
+def skipUsed(kept: socket.socket, journalled: tuple[int, int] | None = None) -> int:
+    """
+    Take from a socket what a process that has died has used of its input.
+
+    @param journalled: how many bytes it has used of a L{Kept.WITNESSED} socket, and the witness of
+        that, as its journal says; L{None} is a L{Kept.NOTED} one.
+    @return: how many bytes that was.
+    """
+    offset = kept.getsockopt(SOL_SOCKET, _SO_PEEK_OFF)
+    kept.setsockopt(SOL_SOCKET, _SO_PEEK_OFF, _NO_OFFSET)
+    left = offset
+    if journalled is not None:
+        used, witness = journalled
+        left = used if offset == witness else 0
+    skipped = 0
+    with suppress(BlockingIOError):
+        while skipped < left and (data := kept.recv(left - skipped)):
+            skipped += len(data)
+    return skipped
 
 
 class _Life(enum.Enum):
@@ -124,6 +170,8 @@ class StreamTransport:
     @ivar protocol: whom it serves.
     @ivar queued: whether it waits for its step in the poller's queue; the poller's own note.
     @ivar disconnecting: whether the protocol has asked for the end.
+    @ivar kept: how its socket survives this process.
+    @ivar witness: what tells the input at hand from what came before, if that is L{Kept.WITNESSED}.
     """
 
     _poller: Poller
@@ -132,6 +180,8 @@ class StreamTransport:
     protocol: IBufferedProtocol = attrs.field(init=False)
     queued: bool = attrs.field(default=False, init=False)
     disconnecting: bool = attrs.field(default=False, init=False)
+    kept: Kept = attrs.field(default=_NOT, init=False)
+    witness: int = attrs.field(default=0, init=False)
     _life: _Life = attrs.field(default=_OPEN, init=False)
     _reason: Failure | None = attrs.field(default=None, init=False)
 
@@ -287,6 +337,10 @@ class StreamTransport:
             kept = len(rest)
             rest += data
             data = memoryview(rest)
+        if self.kept is _WITNESSED:
+            at = _WITNESSES.index(self.witness) + 1 if self.witness else 0
+            self.witness = _WITNESSES[at % len(_WITNESSES)]
+            self._note(self.witness)
         self._receiving = True
         try:
             used = self.protocol.bufferReceived(data)
@@ -312,8 +366,15 @@ class StreamTransport:
 
     def _take(self, scratch: memoryview, size: int) -> None:
         """Take from the socket what has been looked at there."""
+        if self.kept is _NOTED and size:
+            self._note(size)
         while size:
             size -= self._socket.recv_into(scratch, size)
+        if self.kept is not _NOT:
+            self._note(_NO_OFFSET)
+
+    def _note(self, offset: int) -> None:
+        self._socket.setsockopt(SOL_SOCKET, _SO_PEEK_OFF, offset)
 
     def restOverdue(self) -> None:
         """The end of a unit has not come: its beginning shall not stand in the peer's way."""

@@ -32,7 +32,7 @@ from ..net.passed import Passed, inodeOf, takePassed
 from ..net.polling import Poller
 from ..net.protocols import AgentChannel
 from ..net.store import DescriptorStore
-from ..net.transport import StreamTransport
+from ..net.transport import StreamTransport, skipUsed
 from .journal import CONNECTION, JOURNAL, Journal, ListeningForm, readJournal
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class HandoverForm:
     @ivar rests: what was taken from sockets and not used.
     @ivar channels: what the connector knows of the VMs.
     @ivar listening: the client socket.
+    @ivar witnesses: after a crash, those of the VMs' control channels, by the VMs' serials.
     """
 
     writer: str
@@ -62,6 +63,7 @@ class HandoverForm:
     rests: dict[Key, bytes] = attrs.field(factory=dict)
     channels: list[ChannelsForm] = attrs.field(factory=list)
     listening: Optional[ListeningForm] = None
+    witnesses: dict[int, int] = attrs.field(factory=dict)
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -180,6 +182,7 @@ class Handover:
             snapshots=[entry.snapshot for entry in entries if entry.snapshot is not None],
             channels=[entry.channels for entry in entries if entry.channels is not None],
             listening=journalled.listening,
+            witnesses={serial: entry.witness for serial, entry in journalled.vms.items()},
         )
 
     def resume(self, listener: UNIXListener | None, keep: bool) -> None:
@@ -219,8 +222,12 @@ class Handover:
         """Make connections of the sockets that are the core's."""
         connections: dict[Key, IConnection] = {}
         peers = _peers(form)
+        vms = [vm for snapshot in form.snapshots for vm in snapshot.vms]
+        handled = {vm.control: (vm.handled, form.witnesses.get(vm.serial, 0)) for vm in vms}
         for key in peers.keys() & self._sockets.keys():
             made = self._sockets.pop(key)
+            if self._crashed:
+                skipUsed(made, handled.get(key))
             protocol = protocols[key] = AgentChannel(self._registry)
             attach(
                 self._poller, made, peers[key] or credentials(made), protocol,

@@ -19,7 +19,7 @@ import attrs
 import msgspec
 
 from ..core.registry import Registry
-from ..core.snapshot import BadSnapshot, Key, Snapshot, seal, unseal
+from ..core.snapshot import BadSnapshot, Key, OutletForm, Snapshot, seal, unseal
 from ..core.states import VMState
 from ..core.vm import VM
 from ..core.writing import writeVM
@@ -28,7 +28,7 @@ from ..net.connecting import ChannelsForm, Connector
 from ..net.listening import UNIXListener
 from ..net.passed import inodeOf
 from ..net.store import DescriptorStore
-from ..net.transport import StreamTransport
+from ..net.transport import Kept, StreamTransport
 
 #: How the name of a journal begins under which the manager keeps it.
 JOURNAL = "journal-"
@@ -37,8 +37,9 @@ CONNECTION = "connection-"
 #: A journal is not written anew before it is so long, in bytes.
 LEAST_REWRITTEN = 4 << 20
 
-#: In front of each entry: its length and its checksum.
-_ENTRY = Struct(">II")
+#: In front of each entry: its length, its checksum, and whether the commands that it has for an
+#: agent were sent, which is written when they are.
+_ENTRY = Struct(">II?")
 _NOT_YET = (VMState.CONNECTING, VMState.WAITING)
 
 
@@ -64,12 +65,15 @@ class EntryForm:
     @ivar serial: the VM's.
     @ivar snapshot: what is to be known of it, or L{None} once it is gone.
     @ivar channels: what the connector knows of it.
+    @ivar witness: whether what was used of the control channel's input has been taken:
+        L{skipUsed <ccproxy.net.transport.skipUsed>}.
     @ivar listening: the client socket.
     """
 
     serial: Optional[int] = None
     snapshot: Optional[Snapshot] = None
     channels: Optional[ChannelsForm] = None
+    witness: int = 0
     listening: Optional[ListeningForm] = None
 
 
@@ -142,19 +146,22 @@ class Journal:
     def changed(self, vms: Iterable[VM]) -> None:
         """Write down VMs that have changed."""
         for vm in vms:
+            at = self._size
             if vm.state not in _NOT_YET:
                 self._vm(vm)
+            vm.controlWritable()
+            if self._size > at and not vm.unsent:
+                os.pwrite(self._file, b"\1", at + _ENTRY.size - 1)
         if self._size > max(LEAST_REWRITTEN, 4 * self._live):
             self._rewrite()
 
     def _vm(self, vm: VM) -> None:
-        now: dict[Key, int] = {}
+        now: dict[Key, StreamTransport] = {}
 
         def keyOf(connection: IConnection) -> Key:
             assert isinstance(connection, StreamTransport)
-            descriptor = connection.fileno()
-            key = inodeOf(descriptor)
-            now[key] = descriptor
+            key = inodeOf(connection.fileno())
+            now[key] = connection
             return key
 
         before = self._connections.pop(vm.serial, set())
@@ -163,9 +170,12 @@ class Journal:
             snapshot = writeVM(vm, keyOf)
             self._connections[vm.serial] = set(now)
             for key in now.keys() - before:
-                self._keep(key, now[key])
+                transport = now[key]
+                transport.kept = Kept.WITNESSED if transport is vm.control else Kept.NOTED
+                self._keep(key, transport.fileno())
             channels = self._connector.channelsOf(vm)
-            self._entry(EntryForm(vm.serial, snapshot, channels))
+            witness = vm.control.witness if isinstance(vm.control, StreamTransport) else 0
+            self._entry(EntryForm(vm.serial, snapshot, channels, witness))
         else:
             self._entry(EntryForm(vm.serial))
         for key in before - now.keys():
@@ -178,7 +188,7 @@ class Journal:
 
     def _entry(self, form: EntryForm) -> None:
         data = _encoder.encode(form)
-        self._write(_ENTRY.pack(len(data), zlib.crc32(data)) + data)
+        self._write(_ENTRY.pack(len(data), zlib.crc32(data), False) + data)
 
     def _write(self, data: bytes) -> None:
         # All or nothing of it counts for who reads it, so it need not be atomic.
@@ -208,7 +218,7 @@ def readJournal(data: bytes) -> Journalled:
     found = Journalled()
     at = len(seal(b""))
     while at + _ENTRY.size <= len(data):
-        length, checksum = _ENTRY.unpack_from(data, at)
+        length, checksum, sent = _ENTRY.unpack_from(data, at)
         body = data[at + _ENTRY.size : at + _ENTRY.size + length]
         if len(body) < length or zlib.crc32(body) != checksum:
             break
@@ -222,5 +232,11 @@ def readJournal(data: bytes) -> Journalled:
         elif entry.snapshot is None:
             found.vms.pop(entry.serial, None)
         else:
-            found.vms[entry.serial] = entry
+            found.vms[entry.serial] = _withoutSent(entry, entry.snapshot) if sent else entry
     return found
+
+
+def _withoutSent(entry: EntryForm, snapshot: Snapshot) -> EntryForm:
+    """The entry, without the commands that were sent after it was written."""
+    vms = [attrs.evolve(vm, controlOut=OutletForm()) for vm in snapshot.vms]
+    return attrs.evolve(entry, snapshot=attrs.evolve(snapshot, vms=vms))

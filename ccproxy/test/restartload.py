@@ -32,7 +32,7 @@ from ccproxy.wire.messages import (
     encodeIO,
 )
 
-_RECORD = Struct(">4sIQ")
+_RECORD = Struct(">4sIII")
 _MAGIC = b"\xabrec"
 SIGUSR1 = 10
 #: What a process ends with.
@@ -41,7 +41,11 @@ STATUS = 7
 
 def records(stream: int, first: int, count: int) -> bytes:
     """So many records of a stream."""
-    return b"".join([_RECORD.pack(_MAGIC, stream, at) for at in range(first, first + count)])
+    return b"".join([_record(stream, at) for at in range(first, first + count)])
+
+
+def _record(stream: int, place: int) -> bytes:
+    return _RECORD.pack(_MAGIC, stream, place, ~place & 0xFFFFFFFF)
 
 
 @attrs.define(eq=False)
@@ -79,8 +83,8 @@ class Meter:
             return
         at = 0
         while len(data) - at >= _RECORD.size:
-            magic, stream, place = _RECORD.unpack_from(data, at)
-            if magic != _MAGIC or stream != self.stream:
+            magic, stream, place, check = _RECORD.unpack_from(data, at)
+            if magic != _MAGIC or stream != self.stream or check != ~place & 0xFFFFFFFF:
                 at += 1
                 self.strange += 1
                 continue

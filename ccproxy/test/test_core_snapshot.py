@@ -298,7 +298,7 @@ class CompletenessTests(SynchronousTestCase):
         agent, _, _ = World().register()
         known = (
             "registry request containerId serial state dialect control io commands traffic console"
-            " stdin flow clients processes starts resync created lostAt _slot _controlOut"
+            " stdin flow clients processes starts resync handled created lostAt _slot _controlOut"
             " _readyMayCome _notify _waits"
         )
         self.assertEqual(set(vars(agent.vm)), set(known.split()))
