@@ -109,7 +109,11 @@ class VirtioPort:
     log = Logger()
 
     def __init__(
-        self, reactor: Any, path: str, build: Callable[[Callable[[], None]], ChannelProtocol]
+        self,
+        reactor: Any,
+        path: str,
+        build: Callable[[Callable[[], None]], ChannelProtocol],
+        open: Callable[[str, int], int] = os.open,
     ) -> None:
         """
         Open it, and wait for a host.
@@ -123,6 +127,7 @@ class VirtioPort:
         self.reactor = reactor
         self.path = path
         self._build = build
+        self._open = open
         self._protocol: ChannelProtocol | None = None
         self._fd = -1
         self._reopen()
@@ -132,7 +137,7 @@ class VirtioPort:
         # Closing it drops what the last host has left in it, perhaps half a message.
         if self._fd >= 0:
             os.close(self._fd)
-        self._fd = os.open(self.path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._fd = self._open(self.path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def _look(self) -> None:
         """See whether a host has come, or has gone while its channel was not read."""

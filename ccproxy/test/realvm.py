@@ -108,9 +108,11 @@ class RealVM:
         return pid
 
     def isUsable(self) -> bool:
-        """Whether it runs, and its daemon knows it."""
+        """Whether it runs, and its agent answers."""
         try:
-            self.client().close()
+            client = self.client()
+            client.hyper("ping")
+            client.close()
         except (AssertionError, OSError):
             return False
         return self.pid() != 0

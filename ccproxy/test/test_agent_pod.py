@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from ccproxy.agent.agent import Agent
-from ccproxy.agent.interfaces import IMachine, IRunning, IRunningSink, Program, Root
+from ccproxy.agent.interfaces import IMachine, IRunning, IRunningSink, Program, Root, Volume
 from ccproxy.test.agentdoubles import Bench, FakeHost, FakeMachine, execcmd, newcontainer
 from ccproxy.wire.codes import ControlCode, Dialect
 from ccproxy.wire.messages import CONTROL_HEADER
@@ -68,6 +68,33 @@ class PodTests(SynchronousTestCase):
         bench.agree(Code.STARTPOD, {"shareDir": "s"})
         self.assertIn(b"already", bench.refuse(Code.STARTPOD, {"shareDir": "s"}))
         self.assertFalse(bench.agent.off)
+
+    def test_machine(self) -> None:
+        """The machine hears of the pod's beginning, which it may refuse, and of its end."""
+        bench = Bench(CC, podStarted=False)
+        bench.machine.shares = False
+        self.assertIn(b"no such tag", bench.refuse(Code.STARTPOD, {"shareDir": "s"}))
+        bench.machine.shares = True
+        bench.agree(Code.STARTPOD, {"hostname": "h", "shareDir": "s"})
+        self.assertEqual(bench.machine.pods, [("start", "h", "s")])
+        running = bench.newcontainer(args=["one"])
+        self.assertEqual(bench.send(Code.DESTROYPOD), [])
+        self.assertEqual(bench.machine.pods, [("start", "h", "s")])
+        running.end(0)
+        self.assertEqual(bench.machine.pods, [("start", "h", "s"), ("end",)])
+        bench.control.take()
+        bench.agree(Code.STARTPOD, {"shareDir": "s"})
+        bench.agree(Code.DESTROYPOD)
+        self.assertEqual(bench.machine.pods[2:], [("start", "", "s"), ("end",)])
+
+    def test_roots(self) -> None:
+        """The first program of a container comes with its root and all that it sees."""
+        bench = Bench(CC)
+        fsmap = [{"source": "s", "path": "/p", "readOnly": True}, {"source": "t", "path": "/q"}]
+        bench.agree(Code.NEWCONTAINER, {**newcontainer("c"), "fsmap": fsmap})
+        volumes = (Volume("s", "/p", True), Volume("t", "/q", False))
+        self.assertEqual(bench.machine.running[-1].program.root, Root("i", "r", volumes))
+        self.assertIsNone(bench.execcmd("c").program.root)
 
     def test_startFailedOff(self) -> None:
         """A failed or second startpod is an error and the end of a hyperstart's VM."""

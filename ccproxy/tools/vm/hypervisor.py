@@ -213,7 +213,7 @@ class VM:
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
         except (OSError, ValueError):
             return 0
-        return pid if os.fsencode(self._monitor) in command else 0
+        return pid if os.fsencode(self.folder / "pid") in command.split(b"\0") else 0
 
     def isRunning(self) -> bool:
         """Whether QEMU runs it."""

@@ -25,7 +25,7 @@ from . import cpio
 from .packages import NoImage, unpackGuest
 
 #: What the guest imports at once, and what it may import later.
-_IMPORTS = (
+IMPORTS = (
     "ccproxy.agent.guest", "ccproxy.agent.guestmachine", "ccproxy.agent.guestports",
     "twisted.internet.epollreactor", "encodings.ascii", "encodings.latin_1", "encodings.idna",
     "glob", "traceback", "linecache", "tokenize", "subprocess",
@@ -129,7 +129,7 @@ def busyboxShare(cache: Path) -> Path:
 
 def _pythonModules() -> list[tuple[str, str, bool]]:
     """Name, file, and whether it is a package, of every Python module of the guest."""
-    output = _run([sys.executable, "-P", "-c", _LIST, *_IMPORTS])
+    output = _run([sys.executable, "-P", "-c", _LIST, *IMPORTS])
     return [(name, path, package) for name, path, package in json.loads(output)]
 
 

@@ -98,14 +98,14 @@ def _collect(root: Path, guest: Path) -> None:
         path.name.partition(".")[0].replace("-", "_"): path for path in root.rglob("*.ko*")
     }
     (guest / "modules").mkdir()
-    for number, name in enumerate(_inOrder(modules)):
+    for number, name in enumerate(inOrder(modules)):
         target = guest / "modules" / f"{number:02}-{name}.ko"
         target.write_bytes(_module(modules[name]))
     [busybox] = root.rglob("bin/busybox")
     shutil.copy(busybox, guest / "busybox")
 
 
-def _inOrder(modules: dict[str, Path]) -> list[str]:
+def inOrder(modules: dict[str, Path]) -> list[str]:
     """The modules, each behind those it depends on. One that is no file is in the kernel."""
     ordered: list[str] = []
 
