@@ -64,10 +64,10 @@ class PortTests(SynchronousTestCase):
         )
 
     def tearDown(self) -> None:
+        self.reactor.fireSystemEvent("shutdown")
         os.close(self.port._fd)
         for end in [*self.ends, *self.hosts]:
             end.close()
-        self.reactor.fireSystemEvent("shutdown")
 
     def open(self, path: str, flags: int) -> int:
         """
