@@ -170,6 +170,7 @@ class ChangeTests(AskingTestCase):
         self.server.answers["POST /v1/stop"] = stopped
         self.assertEqual(self.ctl("stop")[0], "The daemon has ended.\n")
         daemon.wait(TIMEOUT)
+        self.assertIn("'-1' is not from 0 to", self.ctl("stop", "--timeout", "-1", status=2)[1])
         # A process that nobody here can see, as that of a container, is not waited for.
         self.assertEqual(self.ctl("stop")[0], "The daemon is stopping.\n")
 

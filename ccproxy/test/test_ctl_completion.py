@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from io import StringIO
 from unittest import skipIf
@@ -16,6 +17,7 @@ from unittest import skipIf
 import pexpect
 from twisted.trial.unittest import SynchronousTestCase
 
+from ..testing.daemon import environment
 from ..tools import completion
 from ..tools.commandline import wordsOf
 from ..tools.shells import SHELLS
@@ -77,6 +79,24 @@ class ScriptTests(SynchronousTestCase):
         self.assertIn("vm start", names)
         for line in completion.lines():
             self.assertTrue(line.help, line.name)
+
+    def test_lightness(self) -> None:
+        """A command imports no other's module, and none a reactor before it is understood."""
+        for words, absent in (
+            (["status", "--help"], ["ccproxy.tools.vms", "ccproxy.tools.run", "twisted.web"]),
+            (["completion", "bash"], ["twisted.internet.reactor", "twisted.web"]),
+        ):
+            code = (
+                "import sys; from ccproxy.tools import ccproxyctl\n"
+                f"try: ccproxyctl.main({words})\n"
+                "except SystemExit: pass\n"
+                f"print([name for name in {absent} if name in sys.modules], file=sys.stderr)"
+            )
+            result = subprocess.run(
+                [sys.executable, "-c", code], env=environment(), check=True, text=True,
+                capture_output=True, timeout=TIMEOUT,
+            )  # fmt: skip
+            self.assertEqual(result.stderr, "[]\n")
 
     def test_bad(self) -> None:
         with contextlib.redirect_stderr(StringIO()) as said, self.assertRaises(SystemExit) as end:

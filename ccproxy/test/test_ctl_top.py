@@ -73,7 +73,10 @@ class TopTests(AskingTestCase):
         process.expect(r"\nbusy .*\nquiet ")
         process.send("\x1b[B")
         process.expect(r"STATE[^\n]*\n[^\n]*quiet ")
-        process.send("q")
+        process.send("\x1b[At")
+        process.expect("by throughput")
+        process.expect(r"STATE[^\n]*\n[^\n]*busy ")
+        process.send("nq")
         self.assertLeft(process)
         self.assertEqual(process.exitstatus, 0)
 

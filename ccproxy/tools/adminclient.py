@@ -245,7 +245,8 @@ class _Body(Protocol):
 
 
 def _withQuery(path: str, query: Mapping[str, object]) -> str:
-    return f"{path}?{urlencode(query)}" if query else path
+    # What is no UTF-8 on the command line is refused by the daemon.
+    return f"{path}?{urlencode(query, errors='surrogateescape')}" if query else path
 
 
 def _parsed(text: bytes, path: str) -> Any:

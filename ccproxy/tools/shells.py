@@ -1,8 +1,8 @@
 """
 Completion scripts for bash, zsh and fish.
 
-Names of VMs are asked of the daemon when they are needed. Whoever registers a VM chooses its name,
-so no shell may expand one: names are split at line ends only, and quoted where they are
+Names of VMs are asked of the daemon when they are needed. Whoever registers a VM chooses its
+name, so no shell may expand one: they are split at line ends only, and quoted where they are
 inserted.
 """
 
@@ -208,9 +208,9 @@ def zsh(program: argparse.ArgumentParser, lines: list[Line]) -> str:
 def _zshSpecs(word: Word) -> list[str]:
     """What C{_arguments} is told about it."""
     actions = {_VM: "_ccproxyctl_vms", _FILES: "_files", _FOLDERS: "_files -/"}
-    action = f"({' '.join(word.choices)})" if word.choices else actions.get(
-        _KINDS.get(word.value, ""), " "
-    )  # fmt: skip
+    action = actions.get(_KINDS.get(word.value, ""), " ")
+    if word.choices:
+        action = f"({' '.join(word.choices)})"
     value = f":{_escaped(word.value, ':')}:{action}" if word.value else ""
     if not word.names:
         return [("*" if word.repeats else "") + value]

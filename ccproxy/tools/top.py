@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,9 +25,13 @@ from .topview import ORDERS, Rates, View
 _ENTER = b"\x1b[?1049h\x1b[?25l"
 _LEAVE = b"\x1b[?25h\x1b[?1049l"
 _HEADING = "\x1b[7m{}\x1b[m"
-#: What arrow and page keys send, and by how many lines they scroll; pages are whole screens.
-_SCROLLING = {b"\x1b[A": -1, b"\x1bOA": -1, b"\x1b[B": 1, b"\x1bOB": 1}
-_PAGING = {b"\x1b[5~": -1, b"\x1b[6~": 1}
+#: How many lines are above the VMs; the last of them is the heading.
+_ABOVE = 3
+#: A key, out of those that have come together while nobody looked.
+_KEY = re.compile(r"\x1b\[[0-9;]*.|\x1bO.|.", re.DOTALL)
+#: What arrow and page keys send, and by how many lines or pages they scroll.
+_SCROLLING = {"\x1b[A": -1, "\x1bOA": -1, "\x1b[B": 1, "\x1bOB": 1}
+_PAGING = {"\x1b[5~": -1, "\x1b[6~": 1}
 _DEFAULT_SIZE = (80, 24)
 #: What would end the process, and must not before the terminal is put back.
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -62,17 +67,14 @@ class Screen:
         """Its columns and rows."""
         return self._terminal.size() or _DEFAULT_SIZE
 
-    def draw(self, lines: Sequence[str], heading: int) -> None:
-        """
-        Show lines of printable text, and nothing else.
-
-        @param heading: which of them is the heading.
-        """
-        shown = [
-            _HEADING.format(line.ljust(self.size()[0])) if number == heading else line
-            for number, line in enumerate(lines)
-        ]
-        text = "\x1b[H" + "\x1b[K\r\n".join(shown) + "\x1b[K\x1b[J"
+    def draw(self, view: View) -> None:
+        """Show what is to be seen, and nothing else."""
+        columns, rows = self.size()
+        # A line that fills the last column leaves the cursor where terminals differ.
+        lines = view.lines(columns - 1, rows)
+        for heading in lines[_ABOVE - 1 : _ABOVE]:
+            lines[_ABOVE - 1] = _HEADING.format(heading.ljust(columns - 1))
+        text = "\x1b[H" + "\x1b[K\r\n".join(lines) + "\x1b[K\x1b[J"
         self._write(text.encode(errors="replace"))
 
     def _write(self, data: bytes) -> None:
@@ -156,19 +158,25 @@ class Top:
 
     def _draw(self) -> None:
         if not self._over.called:
-            self._screen.draw(self._view.lines(*self._screen.size()), heading=2)
+            self._screen.draw(self._view)
 
     async def _listen(self) -> None:
         keys = InputReader(self._reactor, 0)
         while not self._over.called:
-            pressed = await keys.read()
-            if pressed in (b"", b"q", b"Q"):
-                self._over.callback(None)
-            elif pressed.decode("latin-1") in ORDERS:
-                self._view.order = pressed.decode("latin-1")
-            page = self._screen.size()[1] - 3
-            self._view.first += _SCROLLING.get(pressed, 0) + _PAGING.get(pressed, 0) * page
+            pressed: bytes = await keys.read()
+            # A terminal that has ended cannot say that it has seen enough.
+            for key in _KEY.findall(pressed.decode("latin-1")) or ["q"]:
+                if key == "q":
+                    self._over.callback(None)
+                    return
+                self._press(key)
             self._draw()
+
+    def _press(self, key: str) -> None:
+        if key in ORDERS:
+            self._view.order = key
+        page = self._screen.size()[1] - _ABOVE
+        self._view.first += _SCROLLING.get(key, 0) + _PAGING.get(key, 0) * page
 
 
 def makeParser() -> argparse.ArgumentParser:
