@@ -134,6 +134,7 @@ class OptionsTests(SynchronousTestCase):
             "--orphan=report",
             "--orphan-after=60",
             "--pprof",
+            "--keep-descriptors",
             "--pod",
         )
         self.assertEqual(
@@ -158,6 +159,7 @@ class OptionsTests(SynchronousTestCase):
                 orphan="report",
                 orphanAfter=60,
                 pprof=True,
+                keepDescriptors=True,
                 pod=True,
             ),
         )
