@@ -89,11 +89,14 @@ class Resumed:
     @ivar registry: all that is known.
     @ivar sinks: who takes what comes on each connection.
     @ivar lost: those whose connection is not there any more.
+    @ivar losses: sessions, and what was on its way for them and is not written: output and stdin,
+        in bytes.
     """
 
     registry: Registry
     sinks: dict[Key, IStreamSink]
     lost: list[IStreamSink]
+    losses: list[tuple[Session, int, int]]
 
     def recover(self) -> None:
         """
@@ -110,6 +113,14 @@ class Resumed:
                     start.giveUp(RequestError("the client that asked for the start has gone"))
         for session in sessions:
             session.exitAgain()
+        for session, output, stdin in self.losses:
+            registry.log.warn(
+                "lost with the process before: about {output} bytes of output, {stdin} of stdin",
+                event="crash-loss",
+                output=output,
+                stdin=stdin,
+                **session.fields,
+            )
         for client in registry.clients:
             client.sendReplies()
 
@@ -156,7 +167,7 @@ def resume(
     @param connections: by their keys. Whose is missing has lost it.
     @raise BadSnapshot: the state contradicts itself. The registry is of no use then.
     """
-    resumed = Resumed(registry, {}, [])
+    resumed = Resumed(registry, {}, [], [])
     try:
         for snapshot in snapshots:
             _Reader(resumed, snapshot, connections).read()
@@ -175,6 +186,7 @@ class _Reader:
         self._now = registry.clock.seconds()
         self._sinks = resumed.sinks
         self._lost = resumed.lost
+        self._losses = resumed.losses
 
     def read(self) -> None:
         registry, snapshot = self._registry, self._snapshot
@@ -296,6 +308,8 @@ class _Reader:
         output.pending = list(form.pending)
         output.pendingSize = sum(map(len, form.pending))
         output.dropping, output.dropped = form.dropping, form.dropped
+        if form.lostOutput or form.lostInput:
+            self._losses.append((session, form.lostOutput, form.lostInput))
         stdin._pieces.extend(form.pieces)
         stdin._offset, stdin.ended = form.offset, form.stdinEnded
         stdin.size = sum(map(len, form.pieces)) - form.offset

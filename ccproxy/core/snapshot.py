@@ -151,6 +151,8 @@ class SessionForm:
     @ivar offset: what is gone of the first piece.
     @ivar numbered: whether the agent's numbers lead to it.
     @ivar named: whether the agent's names do.
+    @ivar lostOutput: how many bytes of output were kept for its shim, and are not written here.
+    @ivar lostInput: the same of its stdin.
     @ivar exitIn: in how many seconds its exit waits no more for output, if that is so.
     @ivar endIn: in how many seconds it is given up, if that is so.
     """
@@ -182,6 +184,8 @@ class SessionForm:
     sawEnd: bool = False
     exitQueued: bool = False
     closeAfter: bool = False
+    lostOutput: int = 0
+    lostInput: int = 0
     exitIn: Optional[float] = None
     endIn: Optional[float] = None
 

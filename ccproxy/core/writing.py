@@ -273,6 +273,8 @@ class _Writer:
             sawEnd=session._sawEnd,
             exitQueued=session._exitQueued,
             closeAfter=session._closeAfter,
+            lostOutput=output.held if self._only is not None else 0,
+            lostInput=stdin.size if self._only is not None else 0,
             exitIn=self._left(session._exitWait),
             endIn=self._left(session._endWait),
         )

@@ -37,6 +37,9 @@ CONNECTION = "connection-"
 #: A journal is not written anew before it is so long, in bytes.
 LEAST_REWRITTEN = 4 << 20
 
+#: Seconds between two looks at how much the sessions hold.
+HELD_INTERVAL = 0.25
+
 #: In front of each entry: its length, its checksum, and whether the commands that it has for an
 #: agent were sent, which is written when they are.
 _ENTRY = Struct(">II?")
@@ -100,6 +103,7 @@ class Journal:
         self._size = self._live = 0
         self._listening: ListeningForm | None = None
         self._connections: dict[int, set[Key]] = {}
+        self._held: dict[int, int] = {}
 
     @property
     def names(self) -> set[str]:
@@ -121,6 +125,19 @@ class Journal:
             self._keep(key, listener.fileno())
         self._registry.whenChanged = self.changed
         self._rewrite()
+        self._noteHeld()
+
+    def _noteHeld(self) -> None:
+        """What a VM's sessions hold is no change that is told: look from time to time."""
+        if self._registry.budget.used or self._held:
+            for vm in self._vms():
+                held = sum(each.output.held + each.stdin.size for each in vm.processes.sessions)
+                if held != self._held.get(vm.serial, 0):
+                    self.changed([vm])
+                    self._held[vm.serial] = held
+                if not held:
+                    self._held.pop(vm.serial, None)
+        self._registry.later(HELD_INTERVAL, self._noteHeld)
 
     def _rewrite(self) -> None:
         """Begin a new file, in which nothing is that is out of date."""
