@@ -111,7 +111,7 @@ def settingsFrom(given: Mapping[str, Any], environment: Mapping[str, str]) -> Se
     if path is not None:
         from .options import configured
 
-        values |= configured(path)
+        values |= configured(path, pod=bool(given.get("uri")))
     values |= _options(given)
     if environment.get(LOG_LEVEL_VARIABLE):
         values["log-level"] = environment[LOG_LEVEL_VARIABLE]

@@ -17,6 +17,17 @@ from ..errors import CCProxyError
 #: Read where no other file is named, if it is there.
 DEFAULT_FILE = "/etc/ccproxy/ccproxy.toml"
 
+#: What a host's file says of the host's one daemon: the daemons of pods, which read it too, would
+#: get in its way with the same.
+HOST_KEYS = (
+    "admin-socket",
+    "embedded-vm",
+    "keep-descriptors",
+    "ksm",
+    "metrics-address",
+    "socket-path",
+)
+
 
 class BadConfig(CCProxyError):
     """

@@ -19,7 +19,7 @@ from .. import __version__
 from ..core.limits import Limits
 from ..net.address import DEFAULT_ADMIN_SOCKET
 from ..wire.codes import Dialect
-from .config import DEFAULT_FILE, BadConfig, KeyKind, findConfig, readConfig
+from .config import DEFAULT_FILE, HOST_KEYS, BadConfig, KeyKind, findConfig, readConfig
 from .settings import (
     DIALECTS,
     LOG_FORMATS,
@@ -325,7 +325,7 @@ class Options(usage.Options):
         @raise BadSetting: the options make no sense.
         """
         path = findConfig(self.get("config"))
-        return settingsOf({**(configured(path) if path else {}), **self})
+        return settingsOf({**(configured(path, "pod" in self) if path else {}), **self})
 
 
 class _FileOptions(Options):
@@ -335,10 +335,11 @@ class _FileOptions(Options):
         return settingsOf(self)
 
 
-def configured(path: str) -> dict[str, Any]:
+def configured(path: str, pod: bool = False) -> dict[str, Any]:
     """
     Read a configuration file.
 
+    @param pod: whether it is for a daemon that serves one pod: L{HOST_KEYS} are not for it.
     @return: values by the names of their options.
     @raise BadConfig: it cannot be read, or not be used.
     """
@@ -357,4 +358,6 @@ def configured(path: str) -> dict[str, Any]:
         except usage.UsageError as problem:
             raise BadConfig(path, str(problem).removeprefix("--")) from None
         found |= options
+    for name in HOST_KEYS if pod else ():
+        found.pop(name, None)
     return found

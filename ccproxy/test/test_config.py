@@ -205,11 +205,37 @@ class FlagTests(ConfigCase):
         self.assertEqual(self.settings().logLevel, "warn")
 
     def test_pod(self) -> None:
-        """A pod's socket is its own, whatever the file says of one for all."""
-        self.write('ksm = "auto"\nsocket-path = "/run/p.sock"')
+        """
+        What the file says of the host's one daemon is not for that of a pod, which would get in its
+        way; the rest is.
+        """
+        self.write(
+            """
+            ksm = "auto"
+            socket-path = "/run/p.sock"
+            admin-socket = "/run/a.sock"
+            metrics-address = "127.0.0.1:9090"
+            embedded-vm = ["a"]
+            keep-descriptors = true
+            max-frame = 8192
+            """
+        )
         settings = self.settings(uri="/run/q.sock")
-        self.assertEqual((settings.socketPath, settings.ksm), ("/run/q.sock", "initial"))
-        self.assertTrue(settings.pod)
+        expected = Settings(
+            socketPath="/run/q.sock",
+            pod=True,
+            limits=Limits(maxFrame=8192),
+            logLevel="warn",
+            logFormat="logfmt",
+            logTo="stderr,syslog",
+        )
+        self.assertEqual(settings, expected)
+        self.assertEqual(
+            self.parsed("--pod", "--socket-path=/run/q.sock"),
+            attrs.evolve(expected, logLevel="info", logFormat="text", logTo="stderr"),
+        )
+        self.assertEqual(self.settings().metricsAddress, "127.0.0.1:9090")
+        self.assertEqual(self.settings(uri="/x", **{"admin-socket": "/y"}).adminSocket, "/y")
 
     def test_environment(self) -> None:
         """The level in the environment wins over both."""
