@@ -25,6 +25,8 @@ from ..core.clock import Clock, Wait, cancel
 MOST_DESCRIPTORS = 253
 #: Datagrams that may wait until the manager takes them.
 MOST_WAITING = 4096
+#: Characters of a status.
+LONGEST_STATUS = 500
 #: Seconds between two tries to send what it has not taken.
 RETRY_INTERVAL = 0.05
 #: Seconds after which a datagram that it still has not taken is dropped.
@@ -48,9 +50,6 @@ class Notifier:
     """
     Sends to the service manager; without one, everything here does nothing.
 
-    @ivar present: whether there is a manager to tell.
-    @ivar environment: the variables that were taken from the environment: for a process that is to
-        take the place of this one.
     @ivar watchdog: seconds within which the manager wants to hear from the daemon again and again,
         or L{None}.
     """
@@ -64,14 +63,13 @@ class Notifier:
         @param clock: what tells the time, and calls later.
         """
         names = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-        self.environment = {name: environment.pop(name) for name in names if name in environment}
-        self.watchdog = _watchdog(self.environment)
+        address, microseconds, pid = (environment.pop(name, "") for name in names)
+        self.watchdog = _watchdog(microseconds, pid)
         self._clock = clock
         self._waiting: deque[_Message] = deque()
         self._retry: Wait | None = None
         self._failing = False
         self._socket: socket.socket | None = None
-        address = self.environment.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
         if address and address[0] not in "@/":
             self._log.warn(
@@ -93,7 +91,7 @@ class Notifier:
         """
         The daemon serves, from now on or again after L{reloading}.
 
-        @param status: what C{systemctl status} shows: one line.
+        @param status: what C{systemctl status} shows: one line, which is cut if it is long.
         """
         return self.send(f"READY=1\nSTATUS={_line(status)}")
 
@@ -235,15 +233,14 @@ class Notifier:
             )
 
 
-def _watchdog(environment: MutableMapping[str, str] | dict[str, str]) -> float | None:
-    if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+def _watchdog(microseconds: str, pid: str) -> float | None:
+    if pid not in ("", str(os.getpid())) or not microseconds.isdecimal():
         return None
-    microseconds = environment.get("WATCHDOG_USEC", "")
-    return int(microseconds) / 1e6 if microseconds.isdecimal() and int(microseconds) else None
+    return int(microseconds) / 1e6 or None
 
 
 def _line(text: str) -> str:
-    return " ".join(text.splitlines())
+    return " ".join(text.splitlines())[:LONGEST_STATUS]
 
 
 def _duplicates(descriptors: Sequence[int]) -> list[int]:

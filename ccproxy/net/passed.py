@@ -11,8 +11,8 @@ from contextlib import suppress
 
 import attrs
 
-#: What the names of our kept descriptors begin with. No unit has such a name, by which systemd calls
-#: the sockets that it makes itself.
+#: What the names of our kept descriptors begin with. No unit has such a name, by which systemd
+#: calls the sockets that it makes itself.
 PREFIX = "ccproxy/"
 #: The first descriptor that is passed.
 FIRST = 3
