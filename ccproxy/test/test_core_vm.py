@@ -4,10 +4,9 @@ VMs: registration, tokens, loss, and what remains.
 
 from __future__ import annotations
 
-from itertools import product
-
 import gc
 import weakref
+from itertools import product
 
 import msgspec
 from twisted.trial.unittest import SynchronousTestCase
