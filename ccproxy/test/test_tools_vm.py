@@ -143,7 +143,7 @@ class VMTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ccpvm"))
         program = self.folder / hypervisor.QEMU
-        program.write_text(f"#!/bin/sh\nexec {sys.executable} {fakeqemu.__file__} \"$@\"\n")
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} {fakeqemu.__file__} "$@"\n')
         program.chmod(0o755)
         path = f"{self.folder}{os.pathsep}{os.environ['PATH']}"
         run = str(self.folder / "vms")

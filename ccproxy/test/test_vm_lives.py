@@ -102,7 +102,7 @@ class PortTests(RealVMTestCase):
         self.assertEnds(self.sh("echo three", vm=vm), b"three\n")
         client.hyper("killcontainer", {"container": left.container, "signal": signal.SIGKILL})
         said = vm.stop()
-        self.assertNotIn("switching off", said)
+        self.assertNotIn("switched off", said)
         self.assertEqual(vm.pid(), 0)
         self.assertFalse(os.path.exists(vm.path("control")))
 
@@ -189,5 +189,3 @@ class ShareTests(RealVMTestCase):
             with open(os.path.join(share, path)) as file:
                 self.assertIn(file.read(), ("out\n", "d\n"))
         vm.stop()
-
-

@@ -9,9 +9,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from twisted.internet.defer import Deferred
 
 from ...errors import CCProxyError
 from ...net.client import ProxyClient
@@ -92,33 +94,41 @@ def _stop(options: argparse.Namespace) -> int:
     if not vm.folder.exists():
         names = ", ".join(one.name for one in hypervisor.allVMs()) or "none"
         raise VMError(f"there is no VM {vm.name!r}; there is: {names}")
-    status = runReactor("vm", lambda reactor: _unregister(reactor, options, vm))
-    if vm.isRunning() and (status or not vm.ended(hypervisor.STOP_TIMEOUT)):
-        _say(f"switching off the VM {vm.name}")
+    return runReactor("vm", lambda reactor: _end(reactor, options, vm))
+
+
+async def _end(reactor: Any, options: argparse.Namespace, vm: VM) -> int:
+    """Do as a runtime does: destroy the pod, unregister the VM, see it end."""
+
+    async def ask(work: Callable[[ProxyClient], Deferred[Any]], failed: str) -> bool:
+        try:
+            client: ProxyClient = await reach(reactor, options.path)
+            try:
+                await work(client)
+            finally:
+                client.stopProducing()
+        except CCProxyError as error:
+            _say(f"{failed}: {error}")
+            return False
+        return True
+
+    def destroy(client: ProxyClient) -> Deferred[Any]:
+        attached = client.attachVM(vm.name, timeout=options.timeout)
+        return attached.addCallback(lambda _: client.hyper("destroypod", timeout=options.timeout))
+
+    def unregister(client: ProxyClient) -> Deferred[Any]:
+        return client.unregisterVM(vm.name, REGISTER_TIMEOUT)
+
+    destroyed = vm.isRunning() and await ask(destroy, "its pod does not end")
+    if not destroyed:
+        # Before it is unregistered, so that its shims are told.
+        vm.kill()
+    await ask(unregister, "it is not unregistered")
+    if not vm.ended(hypervisor.STOP_TIMEOUT):
+        _say("it does not end by itself, and is switched off")
         vm.kill()
     vm.remove()
     return 0
-
-
-async def _unregister(reactor: Any, options: argparse.Namespace, vm: VM) -> int:
-    """Destroy the VM's pod, as a runtime does; 1 if it will not end by itself."""
-    status = 1
-    try:
-        client: ProxyClient = await reach(reactor, options.path)
-        try:
-            if vm.isRunning():
-                await client.attachVM(vm.name, timeout=options.timeout)
-                try:
-                    await client.hyper("destroypod", timeout=options.timeout)
-                    status = 0
-                except CCProxyError as error:
-                    _say(f"its pod does not end: {error}")
-            await client.unregisterVM(vm.name, options.timeout)
-        finally:
-            client.stopProducing()
-    except CCProxyError as error:
-        _say(f"it is not unregistered: {error}")
-    return status
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -94,9 +94,7 @@ def _collect(root: Path, guest: Path) -> None:
     """Copy what a guest needs out of the unpacked packages."""
     [kernel] = root.glob("boot/vmlinuz-*")
     shutil.copy(kernel, guest / "vmlinuz")
-    modules = {
-        path.name.partition(".")[0].replace("-", "_"): path for path in root.rglob("*.ko*")
-    }
+    modules = {path.name.partition(".")[0].replace("-", "_"): path for path in root.rglob("*.ko*")}
     (guest / "modules").mkdir()
     for number, name in enumerate(inOrder(modules)):
         target = guest / "modules" / f"{number:02}-{name}.ko"
