@@ -68,22 +68,22 @@ class StateDump:
 
 def _state(registry: Registry, reactor: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """What there is: what it is, and its fields."""
-    from .admin import views
+    from .admin import looking
 
-    yield "counts", _fields(views.counts(registry))
+    yield "counts", _fields(looking.counts(registry))
     yield "limits", _fields(registry.limits)
     # All at once: of a wait that is over nothing can be told.
     waits = sorted(reactor.getDelayedCalls(), key=lambda wait: wait.getTime())
     for fields in [_waitFields(wait, reactor.seconds()) for wait in waits]:
         yield "wait", fields
-    for command in views.commands(registry):
+    for command in looking.commands(registry):
         yield "command", _fields(command)
-    for client in views.clients(registry):
+    for client in looking.clients(registry):
         yield "client", _fields(client)
-    for vm in views.allVMs(registry):
-        yield "vm", _fields(views.vmView(vm))
+    for vm in looking.allVMs(registry):
+        yield "vm", _fields(looking.vmView(vm))
         for session in sorted(vm.processes.sessions, key=lambda session: session.stdio):
-            yield "session", _fields(views.sessionView(session))
+            yield "session", _fields(looking.sessionView(session))
 
 
 def _fields(view: object) -> dict[str, Any]:

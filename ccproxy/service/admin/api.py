@@ -16,7 +16,7 @@ from ...core.limits import Limits
 from ...core.registry import Registry
 from ...core.states import VMState
 from ...core.vm import VM
-from . import views
+from . import looking, views
 from .calls import OCTETS, Call, Refused, Reply
 from .console import ConsoleFollower
 from .events import Events, Listener
@@ -70,7 +70,7 @@ class Api:
     def status(self, call: Call) -> views.Status:
         """The daemon."""
         level = self.log.level if self.log is not None else None
-        return views.status(self.registry, self.startedAt, level)
+        return looking.status(self.registry, self.startedAt, level)
 
     def limits(self, call: Call) -> Limits:
         """Its bounds and deadlines."""
@@ -78,22 +78,22 @@ class Api:
 
     def dump(self, call: Call) -> views.Dump:
         """Everything."""
-        return views.dump(self.registry, self.status(call))
+        return looking.dump(self.registry, self.status(call))
 
     def vms(self, call: Call) -> list[views.VMView]:
         """All VMs."""
-        return views.vms(self.registry)
+        return looking.vms(self.registry)
 
     def vm(self, call: Call) -> views.VMView:
         """One VM."""
-        return views.vmView(self._vm(call))
+        return looking.vmView(self._vm(call))
 
     def _vm(self, call: Call) -> VM:
         """
         @raise Refused: there is none of that serial.
         """
         serial = call.number("serial")
-        for vm in views.allVMs(self.registry):
+        for vm in looking.allVMs(self.registry):
             if vm.serial == serial:
                 return vm
         raise Refused(404, f"there is no VM with the serial {serial}; GET /v1/vms has all")
@@ -114,15 +114,15 @@ class Api:
         self._log.info("forgotten by the admin socket", event="admin-forget", **vm.fields)
         vm.unregister()
         self.registry.flush()
-        return views.vmView(vm)
+        return looking.vmView(vm)
 
     def sessions(self, call: Call) -> list[views.SessionView]:
         """All sessions, or those of the VMs of one name."""
-        return views.sessions(self.registry, call.query.get("vm"))
+        return looking.sessions(self.registry, call.query.get("vm"))
 
     def clients(self, call: Call) -> list[views.ClientView]:
         """All clients."""
-        return views.clients(self.registry)
+        return looking.clients(self.registry)
 
     def drop(self, call: Call) -> views.ClientView:
         """
@@ -132,11 +132,11 @@ class Api:
         """
         number = call.number("number")
         for client in self.registry.clients:
-            if views.clientNumber(client) == number:
+            if looking.clientNumber(client) == number:
                 break
         else:
             raise Refused(404, f"there is no client {number}; GET /v1/clients has all")
-        view = views.clientView(client)
+        view = looking.clientView(client)
         self._log.warn(
             "closed by the admin socket", event="admin-drop", client=client.name, vm=view.vm
         )
@@ -146,7 +146,7 @@ class Api:
 
     def commands(self, call: Call) -> list[views.CommandView]:
         """The commands that are not answered."""
-        return views.commands(self.registry)
+        return looking.commands(self.registry)
 
     def logLevel(self, call: Call) -> views.LogLevel:
         """The log level."""

@@ -29,7 +29,7 @@ MAX_BYTES = 256 << 10
 ALIVE_INTERVAL = 15.0
 
 #: What a runtime, a shim or a guest has said is no event of the daemon. Nor is what SIGUSR1 writes.
-_NONE = ("console", "log-entry")
+_NO_EVENTS = ("console", "log-entry")
 #: Those that contrib/prometheus alerts on are counted from 0: nobody sees a new counter increase.
 _ALERTED = (
     "output-dropped",
@@ -74,7 +74,7 @@ class Events:
     def __call__(self, event: LogEvent) -> None:
         """Something has happened."""
         name = event.get("event")
-        if not isinstance(name, str) or name in _NONE or name.startswith("dump-"):
+        if not isinstance(name, str) or name in _NO_EVENTS or name.startswith("dump-"):
             return
         # Steps of level debug are not even noted unless the log wants them.
         if event["log_level"] is LogLevel.debug and name not in _TOLD:

@@ -28,7 +28,7 @@ from ... import __version__
 from ...core.registry import Registry
 from ...core.tally import BOUNDS, Durations
 from ...wire.codes import Command
-from . import views
+from . import looking
 from .calls import Reply
 from .events import Events
 from .health import Health
@@ -108,7 +108,7 @@ class DaemonCollector(Collector):
         )
 
     def _things(self) -> Iterator[Metric]:
-        counts = views.counts(self.registry)
+        counts = looking.counts(self.registry)
         yield _gauges("ccproxy_vms", "VMs, by state.", "state", counts.vms)
         yield _gauges("ccproxy_sessions", "Sessions, by state.", "state", counts.sessions)
         yield _gauges("ccproxy_clients", "Client connections, by state.", "state", counts.clients)
@@ -124,7 +124,7 @@ class DaemonCollector(Collector):
 
     def _flow(self) -> Iterator[Metric]:
         registry = self.registry
-        vms = views.allVMs(registry)
+        vms = looking.allVMs(registry)
         total = registry.tally.total(vms)
         yield _counters(
             "ccproxy_io_frames",

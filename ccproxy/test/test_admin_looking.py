@@ -1,5 +1,5 @@
 """
-Tests for L{ccproxy.service.admin.views}.
+Tests for L{ccproxy.service.admin.looking}.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from ..core.states import SessionState, VMState
-from ..service.admin import views
+from ..service.admin import looking
 from ..service.admin.views import Awaited
 from ..wire.codes import Command, Stream
 from .memory import World, registration, startData
 
 
-class ViewTests(SynchronousTestCase):
+class LookingTests(SynchronousTestCase):
     """
     What is shown is what there is.
     """
@@ -29,12 +29,12 @@ class ViewTests(SynchronousTestCase):
         """The commands that wait."""
         return [
             (view.command, view.awaits, view.age, view.client)
-            for view in views.commands(self.registry)
+            for view in looking.commands(self.registry)
         ]
 
     def test_nothing(self) -> None:
         """A daemon with nothing to do shows zeros."""
-        counts = views.counts(self.registry)
+        counts = looking.counts(self.registry)
         self.assertEqual(
             {*counts.vms.values(), *counts.sessions.values(), *counts.clients.values()}, {0}
         )
@@ -45,10 +45,10 @@ class ViewTests(SynchronousTestCase):
         client = self.world.client()
         client.send(Command.REGISTER_VM, registration("vm", console="/c"))
         self.world.clock.advance(2)
-        (vm,) = views.vms(self.registry)
+        (vm,) = looking.vms(self.registry)
         self.assertEqual((vm.state, vm.age, vm.console), (VMState.CONNECTING, 2, "/c"))
         self.assertEqual(self.awaited(), [("RegisterVM", Awaited.READY, 2, 1)])
-        (shown,) = views.clients(self.registry)
+        (shown,) = looking.clients(self.registry)
         self.assertEqual((shown.vm, shown.unanswered, shown.peer), ("vm", 1, "pid=1 uid=0"))
 
     def test_waiting(self) -> None:
@@ -73,7 +73,7 @@ class ViewTests(SynchronousTestCase):
                 ("signal", Awaited.START, 1, 3),
             ],
         )
-        self.assertEqual(views.counts(self.registry).commands, 4)
+        self.assertEqual(looking.counts(self.registry).commands, 4)
         agent.ack()
         self.assertEqual(self.awaited()[0], ("ping", Awaited.ANSWER, 2, 1))
 
@@ -85,25 +85,25 @@ class ViewTests(SynchronousTestCase):
         agent.output(3, b"x" * 100)
         agent.io.room = 0
         shim.stream(Stream.STDIN, b"y" * 50)
-        first, second = views.sessions(self.registry, "vm")
+        first, second = looking.sessions(self.registry, "vm")
         self.assertEqual((first.state, first.container), (SessionState.RUNNING, "c1"))
         self.assertEqual((first.first, first.terminal, first.shim), (True, True, 2))
         self.assertEqual(first.bufferedOutput, 112)
         self.assertEqual(
             (second.state, second.first, second.shim), (SessionState.CREATED, None, None)
         )
-        self.assertEqual(views.sessions(self.registry, "other"), [])
-        (vm,) = views.vms(self.registry)
+        self.assertEqual(looking.sessions(self.registry, "other"), [])
+        (vm,) = looking.vms(self.registry)
         self.assertEqual((vm.shims, vm.sessions, vm.bufferedOutput), (1, 2, 112))
         self.assertEqual((vm.outFrames, vm.outBytes), (1, 112))
-        client = views.clients(self.registry)[1]
+        client = looking.clients(self.registry)[1]
         self.assertEqual((client.session, client.unsent), (first.session, 112))
 
     def test_tokens(self) -> None:
         """No token is shown whole."""
         _, _, tokens = self.world.register(streams=1)
-        now = views.status(self.registry, 0.0, "info")
-        text = msgspec.json.encode(views.dump(self.registry, now)).decode()
+        now = looking.status(self.registry, 0.0, "info")
+        text = msgspec.json.encode(looking.dump(self.registry, now)).decode()
         self.assertNotIn(tokens[0], text)
         self.assertIn(tokens[0][:6], text)
 
@@ -116,12 +116,12 @@ class ViewTests(SynchronousTestCase):
         for _ in range(6):
             agent.output(3, b"x" * 1000)
         world.clock.advance(3)
-        (vm,) = views.vms(world.registry)
+        (vm,) = looking.vms(world.registry)
         assert vm.blocked is not None
         self.assertEqual((vm.blocked.seconds, vm.blockedSeconds), (3, 3))
         shim.connection.makeRoom()
         world.clock.advance(5)
-        (vm,) = views.vms(world.registry)
+        (vm,) = looking.vms(world.registry)
         self.assertEqual((vm.blocked, vm.blockedSeconds), (None, 3))
         self.assertEqual(world.registry.tally.blocked, 3)
 
@@ -134,7 +134,7 @@ class ViewTests(SynchronousTestCase):
         lost.io.end()
         self.world.clock.advance(4)
         runtime.call(Command.UNREGISTER_VM, {"containerId": "a"})
-        a, b = views.vms(self.registry)
+        a, b = looking.vms(self.registry)
         self.assertEqual((a.state, a.lostFor), (VMState.UNREGISTERED, None))
         self.assertEqual((b.state, b.lostFor), (VMState.LOST, 4))
         self.assertEqual((a.serial, b.serial), (1, 2))
@@ -142,7 +142,7 @@ class ViewTests(SynchronousTestCase):
         shim.send(Command.DISCONNECT_SHIM)
         agent.control.end()
         agent.io.end()
-        self.assertEqual([vm.containerId for vm in views.vms(self.registry)], ["b"])
+        self.assertEqual([vm.containerId for vm in looking.vms(self.registry)], ["b"])
 
     def test_traffic(self) -> None:
         """What VMs had is not forgotten with them, and not counted twice."""
@@ -159,5 +159,5 @@ class ViewTests(SynchronousTestCase):
 
     def total(self) -> Any:
         """Messages and bytes of output, in all."""
-        total = self.registry.tally.total(views.allVMs(self.registry))
+        total = self.registry.tally.total(looking.allVMs(self.registry))
         return total.outFrames, total.outBytes
