@@ -20,7 +20,7 @@ from typing import Any
 from . import report
 from .results import check, derive, machine, measures, medians
 from .rows import COSTS, ROWS, Row
-from .running import Bench, Failed
+from .running import APART, PLACES, Bench, Failed
 
 HERE = Path(__file__).resolve().parent
 BOUNDS = HERE / "bounds.toml"
@@ -34,9 +34,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="medians of so many (default: 5)")
     parser.add_argument("--rows", default="", help="only these: A,B,... or patterns as stdout-*")
     parser.add_argument("--output", type=Path, help="a folder for results, tables and plots")
-    parser.add_argument(
-        "--anywhere", action="store_true", help="let the system choose each one's processor"
-    )
+    parser.add_argument("--processors", choices=PLACES, default=APART, help="who runs where")
     parser.add_argument("--check", action="store_true", help="only compare with bounds.toml")
     parser.add_argument("--list", action="store_true", help="say which rows there are")
     return parser.parse_args()
@@ -107,14 +105,14 @@ def main() -> int:
     others = _othersUse(1)
     facts = {
         **machine(),
-        "processors": len(os.sched_getaffinity(0)),
+        "processors": f"{len(os.sched_getaffinity(0))}, {options.processors}",
         "used by others": f"{100 * others:.0f} %",
         "medians of runs": options.rounds,
     }
     if others > QUIET:
         print(f"the machine is not quiet: others use {others:.0%} of it", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
-        bench = Bench(options.programs, Path(folder), options.anywhere)
+        bench = Bench(options.programs, Path(folder), options.processors)
         try:
             results = _run(rows, options.rounds, bench)
         except Failed as problem:

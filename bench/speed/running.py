@@ -26,6 +26,10 @@ PATIENCE = 120
 #: What socat reads at a time, in bytes: as much as the others.
 SOCAT_BUFFER = 65536
 
+#: Where the load generator and who is measured run: on two processors, as a VM and its proxy do; on
+#: one, where no other one is woken and the work alone is counted; or where the system wants.
+PLACES = APART, TOGETHER, ANYWHERE = ("apart", "together", "anywhere")
+
 
 class Failed(Exception):
     """A run has not come to its end, or the load generator found something wrong."""
@@ -36,25 +40,22 @@ class Bench:
     """
     Runs rows.
 
-    The load generator has one processor and whoever is measured another, since what a wake-up
-    costs depends on where it goes to; on a machine with one, they share it.
-
     @ivar programs: the folder of C{load} and C{relay}.
     @ivar folder: where sockets may be made.
-    @ivar anywhere: leave it to the system which processor runs what.
+    @ivar processors: one of L{PLACES}.
     """
 
     programs: Path
     folder: Path
-    anywhere: bool = False
+    processors: str = APART
     _daemon: Daemon | None = None
     _ours: set[int] = attrs.field(init=False)
     _theirs: set[int] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        processors = sorted(os.sched_getaffinity(0))
-        ours, theirs = ([processors] * 2) if self.anywhere else (processors[:1], processors[-1:])
-        self._ours, self._theirs = set(ours), set(theirs)
+        all_ = sorted(os.sched_getaffinity(0))
+        places = {APART: (all_[:1], all_[-1:]), TOGETHER: (all_[-1:],) * 2, ANYWHERE: (all_, all_)}
+        self._ours, self._theirs = (set(place) for place in places[self.processors])
         os.sched_setaffinity(0, self._ours)
 
     def close(self) -> None:
