@@ -137,6 +137,8 @@ class Handover:
         passed.close(ofUse=known)
 
     def _read(self, files: list[Passed]) -> HandoverForm | None:
+        names = [each.name.removeprefix(JOURNAL) for each in files]
+        self._generation = max((int(name) for name in names if name.isdecimal()), default=0)
         try:
             contents = {each.name: _contents(each.descriptor) for each in files}
             if STATE in contents:
@@ -174,7 +176,6 @@ class Handover:
         @raise BadSnapshot: its journal cannot be read.
         """
         # It may have died while it began a new one, which is kept as soon as it is whole.
-        self._generation = max(int(name.removeprefix(JOURNAL)) for name in contents)
         journalled = readJournal(contents[JOURNAL + str(self._generation)])
         entries = journalled.vms.values()
         return HandoverForm(

@@ -7,16 +7,22 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
+import sys
 import time
 from pathlib import Path
 
+from ccproxy.core.snapshot import HEADER, seal
+from ccproxy.net.passed import PREFIX
 from ccproxy.testing.agent import ScriptedAgent
-from ccproxy.testing.client import BlockingClient
-from ccproxy.testing.daemon import Daemon, environment, eventually, script
-from ccproxy.wire.codes import Command, ControlCode, Stream
+from ccproxy.testing.client import commandFrame, hyperPayload, registration
+from ccproxy.testing.daemon import Daemon, eventually, script
+from ccproxy.wire.codes import Command, ControlCode, FrameType, Stream
+from ccproxy.wire.frames import encodeFrame
+from ccproxy.wire.messages import encodeControl, encodeIO
 
 from .processes import DaemonTestCase
-from .restartload import Load
+from .restartload import SIGUSR1, Load
 
 #: How often the load test restarts: make restart-test does it more often.
 KILLS = int(os.environ.get("CCPROXY_KILLS", "5"))
@@ -88,6 +94,236 @@ class PlannedRestartTests(RestartCase):
             self.assertTrue(processes[shim.session].stdin.ended)
             self.assertEqual(processes[shim.session].signals, shim.signals)
         self.assertEqual(self.count("resumed"), RESTARTS)
+
+
+class SmallRestartTests(RestartCase):
+    """What is under way at a planned restart, one by one."""
+
+    def restartNow(self) -> None:
+        """Restart, and wait for the next daemon."""
+        before = self.count("started")
+        self.restart()
+        eventually(lambda: self.count("started") > before, "a restart", 20)
+
+    def test_command(self) -> None:
+        """A command under way gets its answer from the next process, and so do those behind it."""
+        vm = self.vm(self.daemon)
+        vm.agent.answers[ControlCode.PING] = None
+        vm.client.command(Command.HYPER, hyperPayload("ping", 1))
+        vm.client.command(Command.HYPER, hyperPayload("ping", 2))
+        vm.agent.command(ControlCode.PING)
+        self.restartNow()
+        vm.agent.sendControl(ControlCode.ACK, b"one")
+        vm.agent.command(ControlCode.PING, 1)
+        vm.agent.sendControl(ControlCode.ACK, b"two")
+        answers = [vm.client.response(Command.HYPER).payload for _ in range(2)]
+        self.assertEqual(answers, [b"one", b"two"])
+
+    def test_registration(self) -> None:
+        """A registration that waits for READY goes on waiting."""
+        agent = ScriptedAgent(self.daemon.directory, ready=())
+        self.addCleanup(agent.close)
+        client = self.client(self.daemon)
+        client.command(Command.REGISTER_VM, registration("vm", agent, 1))
+        agent.waitConnected()
+        self.restartNow()
+        agent.sendControl(ControlCode.READY)
+        self.assertFalse(client.response(Command.REGISTER_VM).error)
+
+    def test_waits(self) -> None:
+        """A start that waits for its shim, and a signal that waits for the start, go on waiting."""
+        vm = self.vm(self.daemon, 2)
+        vm.startLater(0)
+        early = vm.shim(1)
+        early.command(Command.SIGNAL, {"signalNumber": SIGUSR1})
+        early.stdin(b"early")
+        self.restartNow()
+        shim = vm.shim(0)
+        self.assertFalse(vm.client.response(Command.HYPER).error)
+        vm.start(1, shim=early, container="second")
+        early.response(Command.SIGNAL)
+        data = vm.agent.data(ControlCode.KILLCONTAINER)
+        self.assertEqual(data, {"container": "second", "signal": SIGUSR1})
+        self.assertEqual(vm.agent.stdin(5, 5), b"early")
+        vm.agent.exit(3, 4)
+        self.assertEqual(shim.untilExit().status, 4)
+
+    def test_halfFrames(self) -> None:
+        """Frames and messages of which only a part has come are taken up where they end."""
+        process = self.vm(self.daemon).start()
+        vm, big = process.vm, b"x" * 200_000
+        stdin = encodeFrame(FrameType.STREAM, Stream.STDIN, b"typed")
+        command = commandFrame(Command.HYPER, hyperPayload("ping", big.decode()))
+        output, answer = encodeIO(3, b"said"), encodeControl(ControlCode.ACK, b"answer")
+        vm.agent.answers[ControlCode.PING] = None
+        vm.attach().command(Command.HYPER, hyperPayload("ping"))
+        vm.agent.command(ControlCode.PING)
+        ends = [
+            (process.shim.send, stdin, 3),
+            (vm.client.send, command, 150_000),
+            (vm.agent.io.write, output, 14),
+            (vm.agent.control.write, answer, 9),
+        ]
+        for send, data, cut in ends:
+            send(data[:cut])
+        time.sleep(0.1)  # so that the daemon has it, and not only its sockets
+        self.restartNow()
+        for send, data, cut in ends:
+            send(data[cut:])
+        self.assertEqual(vm.agent.stdin(3, 5), b"typed")
+        self.assertEqual(process.shim.output(Stream.STDOUT, 4), b"said")
+        self.assertEqual(vm.agent.data(ControlCode.PING, 1), big.decode())
+
+    def test_undelivered(self) -> None:
+        """What a shim has not read, and what waits for one that comes back, is there."""
+        first = self.vm(self.daemon, 2).start()
+        second = first.vm.start(1)
+        second.shim.close()
+        self.daemon.waitLog("event=shim-gone")
+        sent = b"".join(b"%08d" % n for n in range(100_000))
+        for at in range(0, len(sent), 1000):
+            first.say(sent[at : at + 1000])
+        second.say(b"for later")
+        second.exit(9)
+        self.restartNow()
+        shim = first.vm.shim(1)
+        output = shim.untilExit()
+        self.assertEqual((output.stdout, output.status), (b"for later", 9))
+        self.assertEqual(first.shim.output(Stream.STDOUT, len(sent)), sent)
+
+    def test_meanwhile(self) -> None:
+        """Who connects while there is no daemon is served by the next one."""
+        vm = self.vm(self.daemon)
+        self.restart()
+        self.daemon.waitLog("event=handed-over")
+        client = self.client(self.daemon)
+        self.assertEqual(client.attachVM("vm"), [])
+        vm.usable()
+
+    def test_console(self) -> None:
+        """The connection to a console stays."""
+        path = os.path.join(self.daemon.directory, "console")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen()
+            agent = ScriptedAgent(self.daemon.directory)
+            self.addCleanup(agent.close)
+            self.client(self.daemon).registerVM("vm", agent, console=path)
+            console = listener.accept()[0]
+            with console:
+                self.restartNow()
+                console.settimeout(0.3)
+                self.assertRaises(TimeoutError, console.recv, 1)
+
+    def test_socketFile(self) -> None:
+        """The socket's file stays while there is no daemon, and goes with the last one."""
+        before = os.stat(self.daemon.path).st_ino
+        self.restartNow()
+        self.assertEqual(os.stat(self.daemon.path).st_ino, before)
+        self.assertEqual(self.daemon.stop(), 0)
+        self.assertFalse(os.path.exists(self.daemon.path))
+
+    def test_again(self) -> None:
+        """A daemon that has nothing to hand over restarts too, and does not gather descriptors."""
+        vm = self.vm(self.daemon)
+        self.restartNow()
+        counts = []
+        for _ in range(3):
+            self.restartNow()
+            vm.usable()
+            counts.append(len(self.daemon.descriptors()))
+        self.assertEqual(len(set(counts)), 1, counts)
+
+
+class SupervisorTests(DaemonTestCase):
+    """C{ccproxyctl supervise} itself."""
+
+    def test_cannotStart(self) -> None:
+        """A daemon that has never served is not started again and again."""
+        daemon = self.cleared(supervised("--no-such-option"))
+        daemon.spawn()
+        self.assertNotEqual(daemon.wait(), 0)
+        self.assertIn("the daemon could not start", daemon.log())
+
+    def test_noProgram(self) -> None:
+        """Nor one that is not there."""
+        daemon = self.cleared(
+            Daemon(command=[*script("ccproxyctl"), "supervise", "--", "/no/such/daemon"])
+        )
+        daemon.spawn()
+        self.assertEqual(daemon.wait(), 127)
+        self.assertIn("cannot run /no/such/daemon", daemon.log())
+
+    def test_full(self) -> None:
+        """What does not fit is said; a restart that would lose connections is an ordered end."""
+        begin = supervised().arguments
+        at = begin.index("supervise") + 1
+        daemon = self.cleared(Daemon(command=[*begin[:at], "--capacity=3", *begin[at:]]))
+        daemon.arguments[daemon.arguments.index("--socket-path") + 1] = daemon.path
+        daemon.start()
+        vm = self.vm(daemon)
+        vm.start()
+        daemon.waitLog("event=store-full")
+        daemon.process.send_signal(signal.SIGUSR2)
+        self.assertEqual(daemon.wait(), 0)
+        self.assertIn("event=handover-failed", daemon.log())
+        self.assertIn("event=stopped", daemon.log())
+
+    def test_noManager(self) -> None:
+        """Where nobody keeps descriptors, that is said, and SIGTERM is the end."""
+        daemon = self.cleared(Daemon.byTwistd("--keep-descriptors")).start()
+        self.assertIn("event=store-missing", daemon.log())
+        self.assertEqual(daemon.stop(), 0)
+
+
+class RefusedTests(DaemonTestCase):
+    """What a daemon is passed that it cannot take up."""
+
+    def passed(self, contents: bytes) -> tuple[Daemon, socket.socket]:
+        """
+        A daemon that is passed a state and a client's socket.
+
+        @return: it, and the client's end of that socket.
+        """
+        state = os.memfd_create("state")
+        os.write(state, contents)
+        ours, theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        ours.settimeout(5)
+        names = f"{PREFIX}state:{PREFIX}connections"
+        program = (
+            "import fcntl, os, sys;"
+            "above = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 100) for fd in sys.argv[1:3]];"
+            "[os.dup2(fd, 3 + at) for at, fd in enumerate(above)];"
+            "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='2');"
+            f"os.environ.update(LISTEN_FDNAMES='{names}');"
+            "os.execvp(sys.argv[3], sys.argv[3:])"
+        )
+        passed = [state, theirs.fileno()]
+        twistd = [*script("twistd"), "-n", "--pidfile=", "ccproxy", "--socket-path", "{socket}"]
+        begin = [sys.executable, "-c", program, *map(str, passed), *twistd]
+        daemon = self.cleared(Daemon(command=begin))
+        daemon.spawn(inherited=passed)
+        theirs.close()
+        os.close(state)
+        eventually(daemon.isListening, "the socket")
+        return daemon, ours
+
+    def test_strange(self) -> None:
+        """It says why, closes what it was passed, and serves."""
+        later = list(HEADER.unpack_from(seal(b"")))
+        later[1:3] = 99, 99
+        for contents, reason in (
+            (b"", "the state has only 0 bytes"),
+            (b"no state at all, but long enough", "it is no state of ccproxy"),
+            (HEADER.pack(*later), "the state has version 99"),
+            (seal(b"\xc1"), "the state"),
+        ):
+            daemon, client = self.passed(contents)
+            self.assertIn(reason, daemon.waitLog("event=state-refused"))
+            self.assertEqual(client.recv(1), b"")
+            self.vm(daemon).usable()
+            self.assertEqual(daemon.stop(), 0)
 
 
 class CrashTests(RestartCase):
