@@ -93,6 +93,6 @@ class Limits:
     )
     podIdleTimeout: float = _limit(
         300.0,
-        "seconds without a VM that lives and without a client after which pod mode ends; 0 is never",
+        "seconds with no living VM and no client after which pod mode ends; 0 is never",
         least=0,
     )

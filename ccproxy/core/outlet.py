@@ -7,7 +7,6 @@ and those that were not go back to the session when the connection is lost (prom
 
 from __future__ import annotations
 
-
 from ..interfaces import IConnection
 from ..wire.translation import frameAround
 from .flow import Budget
