@@ -5,11 +5,14 @@ Asking the admin socket, for tests that block.
 from __future__ import annotations
 
 import json
+import os
 import socket
 from http.client import HTTPConnection, HTTPResponse
 from typing import Any
 
 import attrs
+
+from ccproxy.testing.daemon import eventually
 
 
 class UNIXConnection(HTTPConnection):
@@ -23,7 +26,8 @@ class UNIXConnection(HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        """Open the socket."""
+        """Open the socket, which a daemon that starts has just after that for clients."""
+        eventually(lambda: os.path.exists(self._path), self._path)
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
