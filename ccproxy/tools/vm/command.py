@@ -33,6 +33,28 @@ def _start(options: argparse.Namespace) -> int:
     cache = image.cacheFolder()
     cache.mkdir(parents=True, exist_ok=True)
     guest = _guest(options, cache)
+    return runReactor("vm", lambda reactor: _startWith(reactor, options.path, vm, guest, cache))
+
+
+async def _startWith(reactor: Any, path: str, vm: VM, guest: Guest, cache: Path) -> int:
+    # First of all, as a VM that nobody takes is no use.
+    client: ProxyClient = await reach(reactor, path)
+    try:
+        _boot(vm, guest, cache)
+        try:
+            await _register(client, vm)
+        except BaseException:
+            vm.kill()
+            vm.remove()
+            raise
+    finally:
+        client.stopProducing()
+    _say(f"registered with the proxy at {path}")
+    return 0
+
+
+def _boot(vm: VM, guest: Guest, cache: Path) -> None:
+    """Start it, and say what comes of it."""
     tried = hypervisor.accelerators(cache)
     begun = time.monotonic()
     _say(f"starting the VM {vm.name}: {' or '.join(tried)}, {guest.memory} MiB")
@@ -42,13 +64,6 @@ def _start(options: argparse.Namespace) -> int:
         _say(f"{tried[0]} does not work here: it runs by {accelerator}")
         hypervisor.rememberSilence(cache)
     _say(f"its agent is there after {time.monotonic() - begun:.1f} s")
-    status = runReactor("vm", lambda reactor: _register(reactor, options.path, vm))
-    if status:
-        vm.kill()
-        vm.remove()
-    else:
-        _say(f"registered with the proxy at {options.path}")
-    return status
 
 
 def _guest(options: argparse.Namespace, cache: Path) -> Guest:
@@ -74,19 +89,15 @@ def _guest(options: argparse.Namespace, cache: Path) -> Guest:
     )
 
 
-async def _register(reactor: Any, path: str, vm: VM) -> int:
-    client: ProxyClient = await reach(reactor, path)
+async def _register(client: ProxyClient, vm: VM) -> None:
+    """Register it, and start its pod."""
+    await client.registerVM(vm.name, vm.control, vm.io, vm.console, timeout=REGISTER_TIMEOUT)
+    pod = {"hostname": vm.name, "shareDir": hypervisor.SHARE}
     try:
-        await client.registerVM(vm.name, vm.control, vm.io, vm.console, timeout=REGISTER_TIMEOUT)
-        pod = {"hostname": vm.name, "shareDir": hypervisor.SHARE}
-        try:
-            await client.hyper("startpod", pod, timeout=POD_TIMEOUT)
-        except CCProxyError:
-            await client.unregisterVM(vm.name, POD_TIMEOUT)
-            raise
-    finally:
-        client.stopProducing()
-    return 0
+        await client.hyper("startpod", pod, timeout=POD_TIMEOUT)
+    except CCProxyError:
+        await client.unregisterVM(vm.name, POD_TIMEOUT)
+        raise
 
 
 def _stop(options: argparse.Namespace) -> int:

@@ -74,7 +74,7 @@ def runFolder() -> Path:
         return Path(chosen).absolute()
     if os.getuid() == 0:
         return Path("/run/ccproxy/vms")
-    private = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/ccproxy-{os.getuid()}"
+    private = os.environ.get("XDG_RUNTIME_DIR") or os.path.expanduser("~/.cache")
     return Path(private, "ccproxy", "vms")
 
 

@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,6 +43,8 @@ for name, module in sorted(sys.modules.items()):
         found.append((spec.name, path, spec.submodule_search_locations is not None))
 print(json.dumps(found))
 """
+#: Seconds for which an image that is not ours may be what somebody else is about to boot.
+IN_USE = 3600.0
 _PYTHON = "usr/bin/python3"
 _INIT = """#!/usr/bin/python3 -ISBu
 from ccproxy.agent.guest import main
@@ -87,7 +90,8 @@ def buildInitrd(cache: Path) -> Path:
     if not image.exists():
         content = cpio.archive({**_pythonEntries(modules), **_guestEntries(guest)})
         for old in cache.glob("initrd-*.img"):
-            old.unlink(missing_ok=True)
+            if old.stat().st_mtime < time.time() - IN_USE:
+                old.unlink(missing_ok=True)
         _write(image, gzip.compress(content, 6, mtime=0))
     return image
 

@@ -53,7 +53,11 @@ def unpackGuest(folder: Path) -> None:
         guest = Path(name, "guest")
         guest.mkdir()
         _collect(unpacked, guest)
-        guest.replace(folder)
+        try:
+            guest.replace(folder)
+        except OSError:
+            if not folder.exists():
+                raise  # Otherwise somebody else was faster.
 
 
 def _kernelPackages() -> list[str]:

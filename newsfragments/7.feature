@@ -1,0 +1,1 @@
+``make vm`` runs a container in a real VM: QEMU, a Debian kernel, and ccproxy's own agent as the first process of an initramfs that is built from what is installed, with KVM where it works. ``ccproxyctl vm start``, ``stop`` and ``list`` do the same step by step, also with other kernels, guest images and agents; ``make test-vm`` tests it all.
