@@ -85,6 +85,7 @@ class Client:
 
     @ivar name: what logs call it: a number, and its peer's pid and uid.
     @ivar state: where it is in its life.
+    @ivar url: the URL of the socket that it has connected to, if it is not the registry's.
     @ivar vm: the VM that it is attached to.
     @ivar session: the session whose shim it is.
     @ivar wasShim: whether it has ever been a shim: a connection is the shim of one token, ever.
@@ -109,6 +110,7 @@ class Client:
         "session",
         "slots",
         "state",
+        "url",
         "vm",
         "wasShim",
     )
@@ -121,6 +123,7 @@ class Client:
         self.registry = registry
         self.name = name
         self.state = ClientState.OPEN
+        self.url = ""
         self.vm: VM | None = None
         self.session: Session | None = None
         self.wasShim = False

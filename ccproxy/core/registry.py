@@ -57,6 +57,7 @@ class Registry:
         to know them, a call that notes nothing would still cost more than the step.
     @ivar draining: no new VM is registered.
     @ivar clientCount: how many clients have connected so far.
+    @ivar urls: of the sockets over which VMs have been registered; C{""} is the one of C{url}.
     @ivar whenRegistered: called when a VM has been registered.
     @ivar whenUnregistered: called when a VM has been unregistered.
     @ivar whenChanged: called at the end of each turn with the VMs of which more has changed than
@@ -81,6 +82,7 @@ class Registry:
     verbose: bool = True
     draining: bool = False
     clientCount: int = 0
+    urls: set[str] = attrs.field(factory=set)
     whenRegistered: Callable[[], None] | None = None
     whenUnregistered: Callable[[], None] | None = None
     whenChanged: Callable[[set[VM]], None] | None = None
@@ -254,7 +256,8 @@ class Registry:
         client.registering = None
         tokens = vm.processes.tokens(vm.request.numIOStreams or 0)
         self.attach(client, vm)
-        slot.answer(encode(IOResponse.make(self.url, tokens)))
+        self.urls.add(vm.url)
+        slot.answer(encode(IOResponse.make(client.url or self.url, tokens)))
         if self.whenRegistered is not None:
             self.whenRegistered()
 

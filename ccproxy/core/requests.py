@@ -52,7 +52,7 @@ def attachVM(client: Client, slot: Slot, payload: bytes) -> None:
         raise VMGone(f"{vm.containerId}: VM is lost; unregister or replace it")
     tokens = vm.processes.tokens(count)
     client.registry.attach(client, vm)
-    slot.answer(encode(IOResponse.make(client.registry.url, tokens)))
+    slot.answer(encode(IOResponse.make(client.url or client.registry.url, tokens)))
 
 
 def unregisterVM(client: Client, slot: Slot, payload: bytes) -> None:

@@ -247,6 +247,7 @@ class _Reader:
         self._fillOutlet(client.outlet, form.outlet)
         client._excess, client._paused = form.excess, form.paused
         client._ignored.update(form.ignored)
+        client.url = form.url
         if form.closeIn is not None:
             client._wait = self._registry.later(form.closeIn, client.close)
 
@@ -328,7 +329,8 @@ class _Reader:
     def _fillVM(self, vm: VM, form: VMForm) -> None:
         vm.state, vm.dialect = form.state, form.dialect
         vm.created, vm.lostAt = self._now - form.created, self._now - form.lost
-        vm.resync = form.resync
+        vm.resync, vm.url = form.resync, form.url
+        self._registry.urls.add(vm.url)
         vm._slot = None if form.slot is None else self._slots[form.slot]
         vm._readyMayCome, vm._notify = form.readyMayCome, form.notify
         if form.control is not None:

@@ -126,6 +126,7 @@ class ClientForm:
     excess: bool = False
     paused: bool = False
     ignored: list[str] = attrs.field(factory=list)
+    url: str = ""
     closeIn: Optional[float] = None
 
 
@@ -261,6 +262,7 @@ class VMForm:
     turns: list[Place] = attrs.field(factory=list)
     rest: bytes = b""
     flow: FlowForm = attrs.field(factory=FlowForm)
+    url: str = ""
     traffic: dict[str, int] = attrs.field(factory=dict)
 
 

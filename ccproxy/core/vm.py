@@ -46,6 +46,7 @@ class VM:
 
     @ivar request: the RegisterVM that made it.
     @ivar containerId: its name.
+    @ivar url: the URL of the socket over which it was registered, if it is not the registry's.
     @ivar serial: tells it from others of the same name.
     @ivar state: where it is in its life.
     @ivar dialect: what is known of its agent.
@@ -72,6 +73,7 @@ class VM:
         self.registry = registry
         self.request = request
         self.containerId = request.containerId
+        self.url = slot.client.url if slot is not None else ""
         self.serial = serial
         self.state = VMState.CONNECTING
         self.dialect = registry.agentDialect or Dialect.UNKNOWN

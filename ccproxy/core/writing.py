@@ -199,6 +199,7 @@ class _Writer:
             excess=client._excess,
             paused=client._paused,
             ignored=sorted(client._ignored),
+            url=client.url,
             closeIn=self._left(client._wait),
         )
 
@@ -323,6 +324,7 @@ class _Writer:
             ),
             rest=stdin._rest if self._only is None else b"",
             flow=self._flow(vm.flow) if self._only is None else FlowForm(),
+            url=vm.url,
             traffic=attrs.asdict(vm.traffic),
         )
 

@@ -221,6 +221,14 @@ def _removeStale(path: str) -> None:
             )
 
 
+def socketFile(path: str) -> tuple[int, int] | None:
+    """What tells the file of a socket from others, or L{None} where there is none."""
+    try:
+        return _inode(path)
+    except OSError:
+        return None
+
+
 def _inode(path: str) -> tuple[int, int]:
     status = os.lstat(path)
     return status.st_dev, status.st_ino

@@ -18,13 +18,16 @@ from .adapter import SinkProtocol
 class ClientProtocol(SinkProtocol):
     """A connection of a runtime or a shim."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, url: str = "") -> None:
         self._registry = registry
+        self._url = url
         self.clock = registry.clock
 
     def makeSink(self, connection: IConnection) -> IStreamSink:
         """The core's client."""
-        return self._registry.connect(connection)
+        client = self._registry.connect(connection)
+        client.url = self._url
+        return client
 
 
 class ProxyFactory(Factory):
@@ -32,12 +35,16 @@ class ProxyFactory(Factory):
 
     noisy = False
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, url: str = "") -> None:
+        """
+        @param url: the URL of the socket, if it is another than the registry's.
+        """
         self._registry = registry
+        self._url = url
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         """One for each connection, too many included: the core tells those so."""
-        return ClientProtocol(self._registry)
+        return ClientProtocol(self._registry, self._url)
 
 
 @implementer(IStreamSink)

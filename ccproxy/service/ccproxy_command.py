@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..errors import CCProxyError
@@ -18,8 +18,13 @@ from .config import DEFAULT_FILE, findConfig
 from .goflags import Flag, FlagError, HelpWanted, boolFlag, parseFlags, usage
 from .settings import KSM_MODES, Settings, settingsOf
 
+if TYPE_CHECKING:
+    from ..net.binding import ListeningSocket
+
 #: A log level in this variable wins over C{-log}.
 LOG_LEVEL_VARIABLE = "CC_PROXY_LOG_LEVEL"
+#: Set to 1, it says C{join}, whatever the configuration says.
+JOIN_VARIABLE = "CC_PROXY_JOIN"
 
 
 def _parseURI(text: str) -> str:
@@ -115,6 +120,8 @@ def settingsFrom(given: Mapping[str, Any], environment: Mapping[str, str]) -> Se
     values |= _options(given)
     if environment.get(LOG_LEVEL_VARIABLE):
         values["log-level"] = environment[LOG_LEVEL_VARIABLE]
+    if environment.get(JOIN_VARIABLE):
+        values["join"] = environment[JOIN_VARIABLE] not in ("0", "")
     if given.get("uri"):
         path = given.get("socket-path") or given["uri"]
         values |= {"pod": True, "ksm": "initial", "socket-path": path}
@@ -158,11 +165,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     if rest:
         print(f"cc-proxy: ignored, for it is no flag: {' '.join(rest)}", file=sys.stderr)
-    _run(settings, lambda: settingsFrom(given, os.environ))
+    joined: tuple[Any, ...] = ()
+    if settings.pod and settings.join:
+        from ..net.binding import bind
+        from .join import CannotJoin, join
+
+        try:
+            listening = bind(settings.socketPath, settings.socketMode, settings.socketGroup)
+            join(listening)
+        except CannotJoin as problem:
+            joined = listening, str(problem)
+        except CCProxyError as problem:
+            print(f"cc-proxy: {problem}", file=sys.stderr)
+            return 1
+        else:
+            return 0
+    _run(settings, lambda: settingsFrom(given, os.environ), *joined)
     return 0
 
 
-def _run(settings: Settings, read: Callable[[], Settings]) -> None:
+def _run(
+    settings: Settings,
+    read: Callable[[], Settings],
+    listening: ListeningSocket | None = None,
+    alone: str = "",
+) -> None:
     from twisted.internet import reactor
 
     from .logging import beginLogging
@@ -185,6 +212,9 @@ def _run(settings: Settings, read: Callable[[], Settings]) -> None:
     with failingClearly():
         service = ProxyService(settings, reactor)
         service.useLog(log)
+        service.listeningService.taken = listening
+        if alone:
+            service.log.info("serving alone: {reason}", event="not-joined", reason=alone)
         reload = Reload(service, settings, read)
         service.privilegedStartService()
         service.startService()

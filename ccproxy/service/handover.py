@@ -34,6 +34,7 @@ from ..net.protocols import AgentChannel
 from ..net.store import DescriptorStore
 from ..net.transport import StreamTransport, skipUsed
 from .journal import CONNECTION, JOURNAL, Journal, ListeningForm, readJournal
+from .pods import Pods
 
 if TYPE_CHECKING:
     from socket import socket
@@ -55,6 +56,7 @@ class HandoverForm:
     @ivar rests: what was taken from sockets and not used.
     @ivar channels: what the connector knows of the VMs.
     @ivar listening: the client socket.
+    @ivar pods: the sockets of pods that have joined.
     @ivar witnesses: after a crash, those of the VMs' control channels, by the VMs' serials.
     """
 
@@ -63,6 +65,7 @@ class HandoverForm:
     rests: dict[Key, bytes] = attrs.field(factory=dict)
     channels: list[ChannelsForm] = attrs.field(factory=list)
     listening: Optional[ListeningForm] = None
+    pods: list[ListeningForm] = attrs.field(factory=list)
     witnesses: dict[int, int] = attrs.field(factory=dict)
 
 
@@ -86,12 +89,14 @@ class Handover:
         connector: Connector,
         poller: Poller,
         store: DescriptorStore,
+        pods: Pods,
     ) -> None:
         self.store = store
         self.listening: ListeningSocket | None = None
         self._registry = registry
         self._connector = connector
         self._poller = poller
+        self._pods = pods
         self._form: HandoverForm | None = None
         self._crashed = False
         self._generation = 0
@@ -183,6 +188,7 @@ class Handover:
             snapshots=[entry.snapshot for entry in entries if entry.snapshot is not None],
             channels=[entry.channels for entry in entries if entry.channels is not None],
             listening=journalled.listening,
+            pods=journalled.pods,
             witnesses={serial: entry.witness for serial, entry in journalled.vms.items()},
         )
 
@@ -201,10 +207,14 @@ class Handover:
             connections = self._connect(form, protocols)
             resumed = resume(self._registry, form.snapshots, connections)
             self._connector.adopt(form.channels, self._sockets)
+            for pod in form.pods:
+                made = self._sockets.get(pod.key)
+                if made is not None:
+                    self._pods.serve(ListeningSocket(made, pod.path, pod.made), pod.served)
             self._sockets.clear()
         if keep:
             journal = Journal(self._registry, self._connector, self.store, self._generation)
-            journal.begin(listener)
+            journal.begin(listener, self._pods)
             passed -= journal.names
         # From here on the state of the process before is out of date.
         for name in passed:
@@ -279,6 +289,7 @@ class Handover:
             snapshots=[snapshot],
             rests={key: each.rest for key, each in transports.items() if each.rest},
             channels=self._connector.written(),
+            pods=self._pods.forms(),
         )
         descriptors = [
             each.fileno()
@@ -286,6 +297,7 @@ class Handover:
             if CONNECTION + str(key) not in self.store.kept
         ]
         descriptors += self._connector.consoles()
+        descriptors += [each.fileno() for each in self._pods.listeners.values()]
         if listener is not None and listener.made is not None:
             key = inodeOf(listener.fileno())
             form = attrs.evolve(form, listening=ListeningForm(key, listener.path, listener.made))
@@ -336,7 +348,7 @@ def _peers(form: HandoverForm) -> dict[Key, str]:
 
 def _wanted(form: HandoverForm) -> set[Key]:
     """All sockets that a state is about."""
-    wanted = {*_peers(form)}
+    wanted = {*_peers(form), *(pod.key for pod in form.pods)}
     if form.listening is not None:
         wanted.add(form.listening.key)
     return wanted | {each.console for each in form.channels if each.console is not None}

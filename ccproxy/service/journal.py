@@ -13,7 +13,7 @@ import os
 import zlib
 from collections.abc import Iterable
 from struct import Struct
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 import attrs
 import msgspec
@@ -29,6 +29,9 @@ from ..net.listening import UNIXListener
 from ..net.passed import inodeOf
 from ..net.store import DescriptorStore
 from ..net.transport import Kept, StreamTransport
+
+if TYPE_CHECKING:
+    from .pods import Pods
 
 #: How the name of a journal begins under which the manager keeps it.
 JOURNAL = "journal-"
@@ -53,11 +56,13 @@ class ListeningForm:
 
     @ivar path: where it is.
     @ivar made: what tells the file there from others.
+    @ivar served: of a pod, whether its VM has been registered.
     """
 
     key: Key
     path: str
     made: Optional[tuple[int, int]] = None
+    served: bool = False
 
 
 @attrs.frozen
@@ -71,6 +76,7 @@ class EntryForm:
     @ivar witness: whether what was used of the control channel's input has been taken:
         L{skipUsed <ccproxy.net.transport.skipUsed>}.
     @ivar listening: the client socket.
+    @ivar pods: the sockets of pods that have joined.
     """
 
     serial: Optional[int] = None
@@ -78,6 +84,7 @@ class EntryForm:
     channels: Optional[ChannelsForm] = None
     witness: int = 0
     listening: Optional[ListeningForm] = None
+    pods: list[ListeningForm] = attrs.field(factory=list)
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -104,6 +111,8 @@ class Journal:
         self._listening: ListeningForm | None = None
         self._connections: dict[int, set[Key]] = {}
         self._held: dict[int, int] = {}
+        self._pods: Pods
+        self._podForms: list[ListeningForm] = []
 
     @property
     def names(self) -> set[str]:
@@ -111,18 +120,23 @@ class Journal:
         keys = set().union(*self._connections.values())
         if self._listening is not None:
             keys.add(self._listening.key)
+        keys.update(pod.key for pod in self._podForms)
         return {JOURNAL + str(self._generation), *(CONNECTION + str(key) for key in keys)}
 
-    def begin(self, listener: UNIXListener | None) -> None:
+    def begin(self, listener: UNIXListener | None, pods: Pods) -> None:
         """
         Write down everything, and from now on all that changes.
 
         @param listener: the client socket.
+        @param pods: those that have joined.
         """
+        self._pods = pods
+        pods.whenChanged = self._podsChanged
         if listener is not None and listener.made is not None:
             key = inodeOf(listener.fileno())
             self._listening = ListeningForm(key, listener.path, listener.made)
             self._keep(key, listener.fileno())
+        self._podsChanged()
         self._registry.whenChanged = self.changed
         self._rewrite()
         self._noteHeld()
@@ -147,13 +161,25 @@ class Journal:
         os.fchmod(self._file, 0o600)
         self._size = 0
         self._write(seal(b""))
-        self._entry(EntryForm(listening=self._listening))
+        self._entry(EntryForm(listening=self._listening, pods=self._podForms))
         self.changed(self._vms())
         self._live = self._size
         self._store.keep(JOURNAL + str(self._generation), [self._file])
         if old >= 0:
             self._store.discard(name)
             os.close(old)
+
+    def _podsChanged(self) -> None:
+        """A pod has joined, or has ended."""
+        before = {pod.key for pod in self._podForms}
+        self._podForms = self._pods.forms()
+        listeners = self._pods.listeners
+        for pod in self._podForms:
+            self._keep(pod.key, listeners[pod.path].fileno())
+        if self._file >= 0:
+            self._entry(EntryForm(listening=self._listening, pods=self._podForms))
+        for key in before - {pod.key for pod in self._podForms}:
+            self._store.discard(CONNECTION + str(key))
 
     def _vms(self) -> set[VM]:
         registry = self._registry
@@ -219,10 +245,12 @@ class Journalled:
 
     @ivar vms: its last word of each VM that is not gone.
     @ivar listening: the client socket.
+    @ivar pods: the sockets of pods that have joined.
     """
 
     vms: dict[int, EntryForm] = attrs.field(factory=dict)
     listening: ListeningForm | None = None
+    pods: list[ListeningForm] = attrs.field(factory=list)
 
 
 def readJournal(data: bytes) -> Journalled:
@@ -245,7 +273,7 @@ def readJournal(data: bytes) -> Journalled:
         except msgspec.MsgspecError as error:
             raise BadSnapshot(f"the journal has another form: {error}") from None
         if entry.serial is None:
-            found.listening = entry.listening
+            found.listening, found.pods = entry.listening, entry.pods
         elif entry.snapshot is None:
             found.vms.pop(entry.serial, None)
         else:

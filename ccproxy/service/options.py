@@ -143,6 +143,12 @@ class Options(usage.Options):
         ["no-admin", None, "Make no admin socket"],
         ["pprof", None, "Let the admin socket make profiles of the daemon"],
         [
+            "join",
+            None,
+            "For cc-proxy -uri, which reads the configuration too: let the daemon of this host "
+            "serve the pod, and end",
+        ],
+        [
             "keep-descriptors",
             None,
             "On SIGTERM, leave all connections to the service manager for the next process: for "

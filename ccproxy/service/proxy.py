@@ -28,6 +28,7 @@ from .dumping import StateDump
 from .logging import DaemonLog
 from .logsinks import missingSinks
 from .pod import PodService
+from .pods import Pods
 from .restart import Restart
 from .settings import Settings
 from .systemd import SystemdService
@@ -138,6 +139,7 @@ class ProxyService(MultiService):
     @ivar dump: writes all that the daemon knows to the log.
     @ivar listeningService: the client socket.
     @ivar embedded: the embedded VMs.
+    @ivar pods: pods of other processes that have joined.
     @ivar restart: hands over to the next process, and takes over from the one before.
     """
 
@@ -162,8 +164,9 @@ class ProxyService(MultiService):
         elif settings.ksm != "initial":
             services.append(self._ksm(settings.ksm))
         self.systemd = SystemdService(self.registry.registry, reactor, os.environ)
+        self.pods = Pods(self.registry.registry, self.registry.poller, reactor)
         self.restart = Restart(self, settings, reactor, os.environ)
-        services += [*self._admin(), self.systemd]
+        services += [self.pods, *self._admin(), self.systemd]
         for service in services:
             service.setServiceParent(self)
         if settings.embeddedVMs:
@@ -201,6 +204,7 @@ class ProxyService(MultiService):
                 lambda: self.daemonLog,
                 orphans,
                 self.restart,
+                None if settings.pod else self.pods,
             )
             services.append(admin)
         return services

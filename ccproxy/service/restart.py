@@ -56,6 +56,7 @@ class Restart:
             service.connector,
             service.poller,
             DescriptorStore(notifier, environment),
+            proxy.pods,
         )
 
     def take(self) -> None:
@@ -68,7 +69,8 @@ class Restart:
                 event="store-missing",
             )
         self.handover.take(self._environment)
-        self._proxy.listeningService.taken = self.handover.listening
+        if self.handover.listening is not None:
+            self._proxy.listeningService.taken = self.handover.listening
 
     def resume(self) -> None:
         """Go on with it."""

@@ -250,6 +250,7 @@ class Settings:
     @ivar orphanAfter: seconds after which a VM without client and shim is an orphan.
     @ivar pprof: whether profiles can be made.
     @ivar keepDescriptors: whether SIGTERM hands over to the next process.
+    @ivar join: whether C{cc-proxy -uri} lets the daemon of the host serve its pod.
     """
 
     socketPath: str = attrs.field(
@@ -288,6 +289,7 @@ class Settings:
     orphanAfter: float = attrs.field(default=300.0, validator=_checked(_checkSeconds))
     pprof: bool = False
     keepDescriptors: bool = False
+    join: bool = False
 
     @property
     def url(self) -> str:

@@ -267,7 +267,7 @@ class CompletenessTests(SynchronousTestCase):
 
     KNOWN = {
         Client: "_connection _excess _ignored _paused _wait name outlet parked registering registry"
-        " session slots state vm wasShim",
+        " session slots state url vm wasShim",
         Slot: "client opcode reply began",
         Outlet: "_blocks _budget _connection _gone _offset kept size",
         Output: "_budget dropped dropping pending pendingSize shim",
@@ -297,8 +297,8 @@ class CompletenessTests(SynchronousTestCase):
         """So has a VM."""
         agent, _, _ = World().register()
         known = (
-            "registry request containerId serial state dialect control io commands traffic console"
-            " stdin flow clients processes starts resync handled created lostAt _slot _controlOut"
-            " _readyMayCome _notify _waits"
+            "registry request containerId url serial state dialect control io commands traffic"
+            " console stdin flow clients processes starts resync handled created lostAt _slot"
+            " _controlOut _readyMayCome _notify _waits"
         )
         self.assertEqual(set(vars(agent.vm)), set(known.split()))

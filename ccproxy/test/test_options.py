@@ -135,6 +135,7 @@ class OptionsTests(SynchronousTestCase):
             "--orphan-after=60",
             "--pprof",
             "--keep-descriptors",
+            "--join",
             "--pod",
         )
         self.assertEqual(
@@ -160,6 +161,7 @@ class OptionsTests(SynchronousTestCase):
                 orphanAfter=60,
                 pprof=True,
                 keepDescriptors=True,
+                join=True,
                 pod=True,
             ),
         )

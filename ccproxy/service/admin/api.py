@@ -4,7 +4,7 @@ What the admin socket does: each method answers one route of L{ccproxy.service.a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.resources import files
 from typing import Any, Protocol
 
@@ -16,10 +16,13 @@ from ...core.limits import Limits
 from ...core.registry import Registry
 from ...core.states import VMState
 from ...core.vm import VM
+from ...errors import CCProxyError
+from ..pods import Pods
 from . import looking, views
 from .calls import OCTETS, Call, Refused, Reply
 from .console import ConsoleFollower
 from .events import Events, Listener
+from .gradual import LongAnswer, answer, array, members
 from .health import Health
 from .metrics import Metrics
 from .profiling import Profiler, ProfileRequest, ProfileState
@@ -51,6 +54,7 @@ class Api:
     @ivar metrics: the page for Prometheus.
     @ivar profiler: makes profiles, or L{None} where none are wanted.
     @ivar log: its log, or L{None} where that is not its own.
+    @ivar pods: those that have joined, or L{None} where none can.
     @ivar keeps: says whether somebody keeps the connections over a restart.
     @ivar restart: hands over to a successor.
     """
@@ -63,6 +67,7 @@ class Api:
     metrics: Metrics
     profiler: Profiler | None = None
     log: LevelSwitch | None = None
+    pods: Pods | None = None
     keeps: Callable[[], bool] = bool
     restart: Callable[[], object] = bool
     _log = Logger()
@@ -76,13 +81,25 @@ class Api:
         """Its bounds and deadlines."""
         return self.registry.limits
 
-    def dump(self, call: Call) -> views.Dump:
-        """Everything."""
-        return looking.dump(self.registry, self.status(call))
+    def dump(self, call: Call) -> Reply | LongAnswer:
+        """Everything, as L{views.Dump}."""
+        registry = self.registry
+        everything = {
+            "status": self.status(call),
+            "limits": registry.limits,
+            "vms": looking.vms(registry),
+            "sessions": looking.sessions(registry),
+            "clients": looking.clients(registry),
+            "commands": looking.commands(registry),
+        }
+        return answer(members(everything), self.reactor)
 
-    def vms(self, call: Call) -> list[views.VMView]:
+    def _list(self, things: Iterable[object]) -> Reply | LongAnswer:
+        return answer(array(things), self.reactor)
+
+    def vms(self, call: Call) -> Reply | LongAnswer:
         """All VMs."""
-        return looking.vms(self.registry)
+        return self._list(looking.vms(self.registry))
 
     def vm(self, call: Call) -> views.VMView:
         """One VM."""
@@ -116,13 +133,13 @@ class Api:
         self.registry.flush()
         return looking.vmView(vm)
 
-    def sessions(self, call: Call) -> list[views.SessionView]:
+    def sessions(self, call: Call) -> Reply | LongAnswer:
         """All sessions, or those of the VMs of one name."""
-        return looking.sessions(self.registry, call.query.get("vm"))
+        return self._list(looking.sessions(self.registry, call.query.get("vm")))
 
-    def clients(self, call: Call) -> list[views.ClientView]:
+    def clients(self, call: Call) -> Reply | LongAnswer:
         """All clients."""
-        return looking.clients(self.registry)
+        return self._list(looking.clients(self.registry))
 
     def drop(self, call: Call) -> views.ClientView:
         """
@@ -144,9 +161,9 @@ class Api:
         self.registry.flush()
         return view
 
-    def commands(self, call: Call) -> list[views.CommandView]:
+    def commands(self, call: Call) -> Reply | LongAnswer:
         """The commands that are not answered."""
-        return looking.commands(self.registry)
+        return self._list(looking.commands(self.registry))
 
     def logLevel(self, call: Call) -> views.LogLevel:
         """The log level."""
@@ -244,6 +261,21 @@ class Api:
         self._log.info("restarting, as the admin socket says", event="admin-restart")
         self.reactor.callLater(STOP_DELAY, self.restart)
         return Reply.json(views.Restarting(), 202)
+
+    def join(self, call: Call) -> views.Joining:
+        """
+        Serve a pod on a socket whose descriptor comes with the request (SCM_RIGHTS).
+
+        @raise Refused: none came, or none that can be used.
+        """
+        wanted = call.json(views.Joining)
+        if self.pods is None:
+            raise Refused(409, "this daemon serves one pod only, its own")
+        try:
+            self.pods.join(wanted.path, wanted.inode)
+        except CCProxyError as problem:
+            raise Refused(409, str(problem)) from None
+        return wanted
 
     def _stop(self) -> None:
         try:

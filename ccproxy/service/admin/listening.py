@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from ...net.binding import ListeningSocket, bind, peerUser
 from ...net.listening import UNIXListener
 from ...net.polling import Poller
+from ...net.rights import Received, RightsSocket
 
 #: The mode of the socket: its owner alone. Root may open it all the same.
 MODE = 0o600
@@ -51,8 +52,14 @@ class AdminListener(UNIXListener):
 
     _log = Logger()
 
-    def __init__(self, poller: Poller, path: str, factory: ServerFactory) -> None:
+    def __init__(
+        self, poller: Poller, path: str, factory: ServerFactory, received: Received
+    ) -> None:
+        """
+        @param received: where descriptors go that come with requests.
+        """
         super().__init__(poller, path, factory, mode=MODE)
+        self._received = received
 
     def _open(self) -> ListeningSocket:
         return bind(self.path, MODE)
@@ -60,7 +67,7 @@ class AdminListener(UNIXListener):
     def _connect(self, connection: socket.socket) -> None:
         user = peerUser(connection)
         if user in (0, os.geteuid()):
-            super()._connect(connection)
+            super()._connect(RightsSocket.make(connection, self._received))
             return
         self._log.warn("user {uid} may not use the admin socket", event="admin-refused", uid=user)
         # A peer that has hung up already needs no answer.

@@ -161,6 +161,15 @@ ROUTES = (
     ),
     Route(
         "POST",
+        "/v1/join",
+        "Serve a pod on the listening socket whose descriptor comes with the request",
+        Api.join,
+        views.Joining,
+        body=views.Joining,
+        refusals={**_BAD_BODY, 409: "No descriptor came, or none of such a socket."},
+    ),
+    Route(
+        "POST",
         "/v1/restart",
         "Hand over to a successor, without closing a connection",
         Api.restartDaemon,
@@ -234,8 +243,8 @@ def respond(
             continue
         if route.method == method:
             answer = route.respond(api, attrs.evolve(call, path=parameters))
-            plain = route.result is None or isinstance(answer, Reply)
-            return answer if plain else Reply.json(answer)
+            ready = isinstance(answer, Reply) or not attrs.has(type(answer))
+            return answer if ready else Reply.json(answer)
         allowed.append(route.method)
     if not allowed:
         raise Refused(404, f"there is no {path[:128]}; /openapi.json says what there is")

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from ...core.registry import Registry
 from ...net.binding import CannotListen
 from ...net.polling import Poller
+from ...net.rights import Received
 from ..orphans import OrphanService
 from ..settings import Settings, hostAndPort
 from .events import Events
@@ -25,6 +26,7 @@ from .looplag import LoopLag
 
 if TYPE_CHECKING:
     from ..logging import DaemonLog
+    from ..pods import Pods
     from ..restart import Restart
     from .api import Api
     from .profiling import Profiler
@@ -49,6 +51,7 @@ class AdminService(Service):
         log: Callable[[], DaemonLog | None],
         orphans: OrphanService | None = None,
         restart: Restart | None = None,
+        pods: Pods | None = None,
     ) -> None:
         """
         @param poller: what watches its connections.
@@ -56,6 +59,7 @@ class AdminService(Service):
         @param log: the daemon's log, or L{None} where that is not its own.
         @param orphans: what looks for orphans, where somebody does.
         @param restart: how the daemon restarts.
+        @param pods: those that have joined.
         """
         self._settings = settings
         self._registry = registry
@@ -64,6 +68,7 @@ class AdminService(Service):
         self._daemonLog = log
         self._orphans = orphans
         self._restart = restart
+        self._pods = pods
         self._startedAt = 0.0
         self._lag = LoopLag(self._reactor)
         self._listening = listening
@@ -93,7 +98,8 @@ class AdminService(Service):
             self._listenTCP(settings.metricsAddress)
 
     def _listen(self, path: str) -> None:
-        listener = AdminListener(self._poller, path, LazyFactory(self._site))
+        received = Received() if self._pods is None else self._pods.received
+        listener = AdminListener(self._poller, path, LazyFactory(self._site), received)
         listener.startListening()
         self._ports.append(listener)
         self._log.info("admin socket: {path}", event="admin-socket", path=path)
@@ -174,6 +180,7 @@ class AdminService(Service):
                 self._profiler,
                 self._daemonLog(),
             )
+            self._made.pods = self._pods
             restart = self._restart
             if restart is not None:
                 self._made.keeps = lambda: restart.keeps

@@ -285,6 +285,19 @@ class Stopping:
 
 
 @attrs.frozen(slots=False)
+class Joining:
+    """
+    A pod is served by this daemon.
+
+    @ivar path: the path of its socket.
+    @ivar inode: the inode of that socket's descriptor, which comes with the request.
+    """
+
+    path: str
+    inode: int
+
+
+@attrs.frozen(slots=False)
 class Restarting:
     """
     The daemon hands over to its successor.

@@ -1,0 +1,131 @@
+"""
+Pods of C{cc-proxy -uri} that join the daemon of the host: docs/reliability, "Pods that join".
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+
+from ccproxy.testing.agent import ScriptedAgent
+from ccproxy.testing.client import BlockingClient
+from ccproxy.testing.daemon import Daemon, environment, eventually, script
+from ccproxy.wire.codes import Stream
+
+from .processes import DaemonTestCase, PlayedVM
+
+PODS = 10
+
+
+class JoinTests(DaemonTestCase):
+    """A daemon with a supervisor, and pods that join it."""
+
+    def setUp(self) -> None:
+        """Start the daemon."""
+        twistd = [*script("twistd"), "-n", "--pidfile=", "ccproxy", "--socket-path", "{socket}"]
+        begin = [*script("ccproxyctl"), "supervise", "--", *twistd]
+        self.daemon = self.cleared(Daemon(command=begin)).start()
+        self.addCleanup(lambda: self.daemon.isAlive() and self.daemon.stop())
+
+    def pod(self, name: str, admin: str = "", join: str = "1") -> subprocess.Popen[bytes]:
+        """Start C{cc-proxy} for a pod."""
+        path = os.path.join(self.daemon.directory, name)
+        process = subprocess.Popen(
+            [*script("cc-proxy"), "-uri", f"unix://{path}", "-log", "info"],
+            env=environment(
+                CC_PROXY_JOIN=join, CCPROXY_ADMIN_SOCKET=admin or f"{self.daemon.path}.admin"
+            ),
+            stderr=subprocess.PIPE,
+        )
+        self.addCleanup(process.stderr.close)  # type: ignore[union-attr]
+        return process
+
+    def podVM(self, name: str) -> PlayedVM:
+        """The VM of a pod, registered over the pod's own socket."""
+        path = os.path.join(self.daemon.directory, name)
+
+        def connect() -> BlockingClient:
+            client = BlockingClient(path)
+            self.addCleanup(client.close)
+            return client
+
+        agent, client = ScriptedAgent(self.daemon.directory, f"agent-{name}"), connect()
+        self.addCleanup(agent.close)
+        return PlayedVM(connect, name, agent, client, client.registerVM(name, agent, 1))
+
+    def started(self) -> int:
+        """How many daemons there have been."""
+        return self.daemon.log().count("event=started")
+
+    def test_pods(self) -> None:
+        """
+        Pods cost no process, survive restarts and a kill, and end with their VMs, socket and all.
+        """
+        names = [f"pod{n}" for n in range(PODS)]
+        pods = [self.pod(name) for name in names]
+        for pod in pods:
+            self.assertEqual(pod.wait(20), 0)
+        processes = [self.podVM(name).start(container=name) for name in names]
+        for nth, number in enumerate((signal.SIGUSR2, signal.SIGUSR2, signal.SIGKILL)):
+            for process in processes:
+                process.say(b"before")
+                self.assertEqual(process.shim.output(Stream.STDOUT, 6), b"before")
+            if number == signal.SIGKILL:
+                time.sleep(0.1)  # or it dies before it has noted that it has delivered
+                pid = self.daemon.pid
+                with open(f"/proc/{pid}/task/{pid}/children") as children:
+                    os.kill(int(children.read().split()[0]), number)
+            else:
+                self.daemon.process.send_signal(number)
+            for process in processes:
+                process.say(b"meanwhile")
+            eventually(lambda: self.started() > nth + 1, "another daemon", 20)  # noqa: B023
+            for process in processes:
+                self.assertEqual(process.shim.output(Stream.STDOUT, 9), b"meanwhile")
+        for process in processes:
+            process.exit(3)
+            self.assertEqual(process.shim.exited(), 3)
+            process.vm.attach().unregisterVM(process.vm.id)
+        paths = [os.path.join(self.daemon.directory, name) for name in names]
+        eventually(lambda: not any(map(os.path.exists, paths)), "the sockets' removal")
+
+    def test_url(self) -> None:
+        """Clients are told the pod's own socket."""
+        self.assertEqual(self.pod("pod").wait(20), 0)
+        path = os.path.join(self.daemon.directory, "pod")
+        agent, client = ScriptedAgent(self.daemon.directory), BlockingClient(path)
+        self.addCleanup(agent.close)
+        self.addCleanup(client.close)
+        client.registerVM("vm", agent, 0)
+        answer = client.accepted(2, {"containerId": "vm"})
+        self.assertIn(f'"url":"unix://{path}"'.encode(), answer)
+
+    def test_alone(self) -> None:
+        """Where no daemon runs, the pod is served alone, and the log says so."""
+        pod = self.pod("pod", admin="/no/such/socket")
+        path = os.path.join(self.daemon.directory, "pod")
+        eventually(lambda: os.path.exists(path), "the socket")
+        vm = self.podVM("pod")
+        vm.usable()
+        vm.client.unregisterVM("pod")
+        vm.agent.hangUp()
+        self.assertEqual(pod.wait(20), 0)
+        assert pod.stderr is not None
+        self.assertIn(b"serving alone: no daemon at /no/such/socket", pod.stderr.read())
+
+    def test_off(self) -> None:
+        """By default each pod has its process."""
+        pod = self.pod("pod", join="0")
+        self.podAfter("pod").usable()
+        self.assertIs(pod.poll(), None)
+        pod.terminate()
+        self.assertEqual(pod.wait(20), 0)
+
+    def podAfter(self, name: str) -> PlayedVM:
+        """The VM of a pod whose process needs a moment."""
+        path = os.path.join(self.daemon.directory, name)
+        eventually(lambda: os.path.exists(path), "the socket")
+        time.sleep(0.1)
+        return self.podVM(name)
