@@ -3,7 +3,7 @@ One edge-triggered epoll for all sockets of the proxy, itself watched by the Twi
 
 Level-triggered polling, which is what a reactor does, would spin on a socket whose reading is
 paused, and cannot tell when a peer has read all that was written. An edge can. The reactor sees
-only the epoll's own descriptor, so any reactor will do.
+only the epoll's own descriptor, so any reactor will do; one that can be led waits in it.
 
 The work is shared out evenly: a socket is read once, one buffer at most, and goes to the end of
 a queue if it has more. Between the steps of that queue new events are taken, so that a keystroke
@@ -22,7 +22,7 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
+from zope.interface import Interface, implementer
 
 if TYPE_CHECKING:
     from .transport import StreamTransport
@@ -39,6 +39,17 @@ MOST_EVENTS = 32
 STEPS = 16
 
 _READING = EPOLLIN | EPOLLRDHUP | EPOLLET
+
+
+class ILedReactor(Interface):
+    """A reactor that can wait for its events in a poller."""
+
+    def follow(leader: Poller | None) -> int:
+        """
+        Call C{leader.turn} to wait from now on, or nobody's.
+
+        @return: a descriptor that can be read when C{turn} has to return L{True}.
+        """
 
 
 class Reactor(Protocol):
@@ -79,8 +90,14 @@ class Poller:
         self._removed: set[int] = set()
         self._working = False
         self._nextTurn: IDelayedCall | None = None
+        self.whenRest: Callable[[StreamTransport], object] | None = None
         self._cut: set[StreamTransport] = set()
-        reactor.addReader(self)
+        self._followerReady = False
+        self._leads = ILedReactor.providedBy(reactor)
+        if ILedReactor.providedBy(reactor):
+            self._epoll.register(reactor.follow(self), EPOLLIN)
+        else:
+            reactor.addReader(self)
 
     def add(self, transport: StreamTransport) -> None:
         """
@@ -132,24 +149,40 @@ class Poller:
 
     def doRead(self) -> None:
         """Do a turn's work."""
-        self._working = True
-        for _ in range(STEPS):
-            self._takeEvents()
-            if not self._queue:
-                break
-            self._step()
-        self._working = False
+        self.turn(0)
         if self._queue:
             self._continueSoon()
 
-    def _takeEvents(self) -> None:
+    def turn(self, timeout: float | None) -> bool:
+        """
+        Wait for events, and do a turn's work.
+
+        @param timeout: how many seconds to wait at most, or L{None} for as long as it takes.
+        @return: whether there is something to do for the reactor that is led.
+        """
+        wait = 0 if self._queue else timeout
+        self._working = True
+        self._followerReady = False
+        for _ in range(STEPS):
+            self._takeEvents(wait)
+            if not self._queue:
+                break
+            self._step()
+            wait = 0
+        self._working = False
+        return self._followerReady
+
+    def _takeEvents(self, timeout: float | None) -> None:
         if self._epoll.closed:
             return
         self._removed.clear()
-        for fd, events in self._epoll.poll(0, MOST_EVENTS):
+        for fd, events in self._epoll.poll(timeout, MOST_EVENTS):
             if fd in self._removed:
                 continue
-            transport = self._transports[fd]
+            transport = self._transports.get(fd)
+            if transport is None:
+                self._followerReady = True
+                continue
             try:
                 transport.happened(events)
             except Exception:
@@ -172,7 +205,7 @@ class Poller:
         transport.fail(reason)
 
     def _continueSoon(self) -> None:
-        if self._nextTurn is None:
+        if self._nextTurn is None and not self._leads:
             self._nextTurn = self.reactor.callLater(0, self._continue)
 
     def _continue(self) -> None:
@@ -191,7 +224,10 @@ class Poller:
         """End all connections, tell their protocols so, and stop for good."""
         if self._epoll.closed:
             return
-        self.reactor.removeReader(self)
+        if ILedReactor.providedBy(self.reactor):
+            self.reactor.follow(None)
+        else:
+            self.reactor.removeReader(self)
         if self._nextTurn is not None:
             self._nextTurn.cancel()
         self._working = True

@@ -190,6 +190,10 @@ def _run(
     listening: ListeningSocket | None = None,
     alone: str = "",
 ) -> None:
+    if "twisted.internet.reactor" not in sys.modules:
+        from ..net.reactor import install
+
+        install()
     from twisted.internet import reactor
 
     from .logging import beginLogging

@@ -167,6 +167,20 @@ class TwistdTests(DaemonTestCase):
         for option in ("--socket-path", "--max-vms", "--embedded-vm", "--log-level"):
             self.assertIn(option, ran.stdout)
 
+    def test_reactor(self) -> None:
+        """The reactor that a poller leads can be chosen, serves, and ends in order."""
+        begin = [*script("twistd"), "--reactor=ccproxy", "-n", "--pidfile=", "ccproxy"]
+        begin += ["--socket-path", "{socket}", "--embedded-vm=inside"]
+        daemon = self.cleared(Daemon(command=begin))
+        daemon.start()
+        client = self.client(daemon)
+
+        def isUsable() -> bool:
+            return not client.call(Command.ATTACH_VM, {"containerId": "inside"}).error
+
+        eventually(isUsable, "the embedded VM is registered")
+        self.assertEqual(daemon.stop(), 0)
+
     def test_badOption(self) -> None:
         """A value that makes no sense is refused with a text that names the option."""
         ran = subprocess.run(
