@@ -92,18 +92,17 @@ class LookingTests(SynchronousTestCase):
         self.assertEqual(
             (second.state, second.first, second.shim), (SessionState.CREATED, None, None)
         )
-        self.assertEqual(looking.sessions(self.registry, "other"), [])
+        self.assertEqual([*looking.sessions(self.registry, "other")], [])
         (vm,) = looking.vms(self.registry)
         self.assertEqual((vm.shims, vm.sessions, vm.bufferedOutput), (1, 2, 112))
         self.assertEqual((vm.outFrames, vm.outBytes), (1, 112))
-        client = looking.clients(self.registry)[1]
+        _, client = looking.clients(self.registry)
         self.assertEqual((client.session, client.unsent), (first.session, 112))
 
     def test_tokens(self) -> None:
         """No token is shown whole."""
         _, _, tokens = self.world.register(streams=1)
-        now = looking.status(self.registry, 0.0, "info")
-        text = msgspec.json.encode(looking.dump(self.registry, now)).decode()
+        text = msgspec.json.encode([*looking.sessions(self.registry)]).decode()
         self.assertNotIn(tokens[0], text)
         self.assertIn(tokens[0][:6], text)
 

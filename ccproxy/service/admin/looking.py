@@ -28,7 +28,6 @@ from .views import (
     ClientView,
     CommandView,
     Counts,
-    Dump,
     SessionView,
     Status,
     VMView,
@@ -208,37 +207,23 @@ def commands(registry: Registry) -> list[CommandView]:
     return sorted(found, key=lambda view: -view.age)
 
 
-def vms(registry: Registry) -> list[VMView]:
+def vms(registry: Registry) -> Iterator[VMView]:
     """All VMs, the oldest first."""
-    return [vmView(vm) for vm in allVMs(registry)]
+    return map(vmView, allVMs(registry))
 
 
-def sessions(registry: Registry, vm: str | None = None) -> list[SessionView]:
+def sessions(registry: Registry, vm: str | None = None) -> Iterator[SessionView]:
     """
     All sessions, by VM and number.
 
     @param vm: of VMs of this name only.
     """
-    return [
-        sessionView(session)
-        for found in allVMs(registry)
-        if vm is None or found.containerId == vm
-        for session in sorted(found.processes.sessions, key=lambda session: session.stdio)
-    ]
+    for found in allVMs(registry):
+        if vm is None or found.containerId == vm:
+            mine = sorted(found.processes.sessions, key=lambda session: session.stdio)
+            yield from map(sessionView, mine)
 
 
-def clients(registry: Registry) -> list[ClientView]:
+def clients(registry: Registry) -> Iterator[ClientView]:
     """All clients, the oldest first."""
-    return sorted(map(clientView, registry.clients), key=lambda view: view.number)
-
-
-def dump(registry: Registry, now: Status) -> Dump:
-    """
-    Everything.
-
-    @param now: the daemon, from L{status}.
-    """
-    return Dump(
-        now, registry.limits, vms(registry), sessions(registry), clients(registry),
-        commands(registry),
-    )  # fmt: skip
+    return map(clientView, sorted(registry.clients, key=clientNumber))
