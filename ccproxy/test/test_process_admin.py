@@ -82,6 +82,14 @@ class AdminTests(ProcessTestCase):
         self.assertEqual(dump["status"]["pid"], self.daemon.pid)
         self.assertIn(serial, [view["serial"] for view in dump["vms"]])
 
+    def test_many(self) -> None:
+        """Long lists are whole, though they come little by little."""
+        vm = self.vm(1000)
+        shown = [view["stdio"] for view in self.admin.get(f"/v1/sessions?vm={vm.id}")]
+        self.assertEqual(shown, list(range(3, 2003, 2)))
+        dump = self.admin.get("/v1/dump")
+        self.assertEqual(len([view for view in dump["sessions"] if view["vm"] == vm.id]), 1000)
+
     def test_noTokens(self) -> None:
         """No token is shown whole."""
         vm = self.vm(1)
