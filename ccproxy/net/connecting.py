@@ -155,8 +155,10 @@ class Connector:
         return found.st_dev, found.st_ino, found.st_mtime_ns
 
     def _confine(self, path: str) -> None:
+        if not self.directories:
+            return
         real = os.path.realpath(path)
-        if self.directories and not any(
+        if not any(
             os.path.commonpath((real, directory)) == directory for directory in self.directories
         ):
             raise RegistryError(

@@ -11,22 +11,14 @@ from contextlib import suppress
 
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import (
-    IDelayedCall,
-    IListeningPort,
-    IProtocolFactory,
-    IReadDescriptor,
-)
+from twisted.internet.interfaces import IDelayedCall, IListeningPort, IProtocolFactory
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .binding import ListeningSocket, bind, credentials, passedSocket
 from .ordinary import attach
 from .polling import Poller
 
-#: Connections accepted in one turn of the reactor.
-MOST_ACCEPTED = 16
 #: Seconds until the next try when not even one descriptor is left to turn a client away with.
 STARVED_INTERVAL = 1.0
 
@@ -34,7 +26,7 @@ _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _NO_ROOM = (*_NO_DESCRIPTORS, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC)
 
 
-@implementer(IListeningPort, IReadDescriptor)
+@implementer(IListeningPort)
 class UNIXListener:
     """
     Accepts connections to a path, or to the socket that systemd has passed instead.
@@ -84,7 +76,10 @@ class UNIXListener:
         self.path = self._listening.path
         self._reserve = _reserve()
         self._factory.doStart()
-        self._poller.reactor.addReader(self)
+        self._watch()
+
+    def _watch(self) -> None:
+        self._poller.watch(self.fileno(), self.accept)
 
     def _open(self) -> ListeningSocket:
         """
@@ -107,7 +102,7 @@ class UNIXListener:
         """Stop, and remove the socket's path if we made it. Connections go on."""
         listening, self._listening = self._listening, None
         if listening is not None:
-            self._poller.reactor.removeReader(self)
+            self._poller.unwatch(listening.socket.fileno())
             if self._again is not None:
                 self._again.cancel()
                 self._again = None
@@ -123,38 +118,25 @@ class UNIXListener:
         return UNIXAddress(self.path or None)
 
     def fileno(self) -> int:
-        """The listening socket's descriptor, for the reactor."""
+        """The listening socket's descriptor, -1 while it does not listen."""
         return -1 if self._listening is None else self._listening.socket.fileno()
 
-    def logPrefix(self) -> str:
-        """A name for the reactor's log."""
-        return f"listening on {self.path}"
-
-    def connectionLost(self, reason: Failure) -> None:
-        """The reactor stops."""
-        self.stopListening()
-
-    def doRead(self) -> None:
-        """Accept what has come, some at a time."""
-        for _ in range(MOST_ACCEPTED):
-            if self._listening is None:
-                return
-            try:
-                connection = self._listening.socket.accept()[0]
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _NO_ROOM:
-                    self._turnAway(self._listening.socket, error)
-                    return
-                # ECONNABORTED and its like: this one is gone, the next may be there.
-                continue
-            self._starved = False
-            try:
-                self._connect(connection)
-            except Exception:
-                connection.close()
-                self._log.failure("a connection could not be served", event="connection-failed")
+    def accept(self) -> None:
+        """Accept a connection that has come; for the next one the poller calls again."""
+        assert self._listening is not None
+        try:
+            connection = self._listening.socket.accept()[0]
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                self._turnAway(self._listening.socket, error)
+            # Else it is gone before it was accepted.
+            return
+        self._starved = False
+        try:
+            self._connect(connection)
+        except Exception:
+            connection.close()
+            self._log.failure("a connection could not be served", event="connection-failed")
 
     def _connect(self, connection: socket.socket) -> None:
         protocol = self._factory.buildProtocol(UNIXAddress(None))
@@ -178,14 +160,14 @@ class UNIXListener:
                 listening.accept()[0].close()
             self._reserve = _reserve()
         if self._reserve is None:
-            # Even that one is gone. The reactor would call again at once, and for nothing.
-            self._poller.reactor.removeReader(self)
+            # Even that one is gone. The poller would call again at once, and for nothing.
+            self._poller.unwatch(listening.fileno())
             self._again = self._poller.reactor.callLater(STARVED_INTERVAL, self._resume)
 
     def _resume(self) -> None:
         self._again = None
         self._reserve = _reserve()
-        self._poller.reactor.addReader(self)
+        self._watch()
 
 
 def _reserve() -> int | None:

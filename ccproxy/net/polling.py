@@ -92,10 +92,11 @@ class Poller:
         self._nextTurn: IDelayedCall | None = None
         self.whenRest: Callable[[StreamTransport], object] | None = None
         self._cut: set[StreamTransport] = set()
+        self._readable: dict[int, Callable[[], None]] = {}
         self._followerReady = False
         self._leads = ILedReactor.providedBy(reactor)
         if ILedReactor.providedBy(reactor):
-            self._epoll.register(reactor.follow(self), EPOLLIN)
+            self.watch(reactor.follow(self), self._callFollower)
         else:
             reactor.addReader(self)
 
@@ -107,6 +108,22 @@ class Poller:
         """
         self._epoll.register(transport.fileno(), _READING)
         self._transports[transport.fileno()] = transport
+
+    def watch(self, fd: int, readable: Callable[[], None]) -> None:
+        """
+        Watch another descriptor, until L{unwatch}: call C{readable} as long as it can be read.
+        """
+        self._epoll.register(fd, EPOLLIN)
+        self._readable[fd] = readable
+
+    def unwatch(self, fd: int) -> None:
+        """Forget what L{watch} was told. It must be open still."""
+        if self._readable.pop(fd, None) is not None and not self._epoll.closed:
+            self._epoll.unregister(fd)
+            self._removed.add(fd)
+
+    def _callFollower(self) -> None:
+        self._followerReady = True
 
     def watchRoom(self, transport: StreamTransport, wanted: bool) -> None:
         """
@@ -181,12 +198,18 @@ class Poller:
                 continue
             transport = self._transports.get(fd)
             if transport is None:
-                self._followerReady = True
+                self._callReadable(fd)
                 continue
             try:
                 transport.happened(events)
             except Exception:
                 self.failed(transport)
+
+    def _callReadable(self, fd: int) -> None:
+        try:
+            self._readable[fd]()
+        except Exception:
+            self._log.failure("descriptor {fd} could not be served", fd=fd)
 
     def _step(self) -> None:
         transport = self._queue.popleft()

@@ -18,7 +18,7 @@ from typing import Any
 from unittest import skipIf
 
 from twisted.internet.defer import CancelledError
-from twisted.internet.interfaces import IListeningPort, IReadDescriptor
+from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import globalLogPublisher
 from zope.interface.verify import verifyObject
@@ -26,7 +26,7 @@ from zope.interface.verify import verifyObject
 from ..net import binding
 from ..net.binding import CannotListen, bind, passedSocket
 from ..net.connectunix import RETRY_INTERVAL, CannotConnect, connectUNIX
-from ..net.listening import MOST_ACCEPTED, STARVED_INTERVAL, UNIXListener
+from ..net.listening import STARVED_INTERVAL, UNIXListener
 from .sockets import RecordingProtocol, SocketCase
 
 US = f"pid={os.getpid()} uid={os.getuid()}"
@@ -398,14 +398,12 @@ class ListenerTests(PathCase):
     def test_interfaces(self) -> None:
         """It is a port of Twisted's."""
         verifyObject(IListeningPort, self.listener)
-        verifyObject(IReadDescriptor, self.listener)
         self.assertEqual(self.listener.getHost().name, self.path.encode())
-        self.assertIn(self.path, self.listener.logPrefix())
 
     def test_accepts(self) -> None:
         """A connection gets a protocol, and its peer is known."""
         client = self.client()
-        self.listener.doRead()
+        self.turn()
         (protocol,) = self.factory.made
         self.assertEqual(protocol.connection.peer, US)
         client.send(b"hello")
@@ -414,32 +412,23 @@ class ListenerTests(PathCase):
         protocol.connection.send([b"hi"])
         self.assertEqual(client.recv(10), b"hi")
 
-    def test_someAtATime(self) -> None:
-        """Many connections are accepted in several turns."""
-        for _ in range(MOST_ACCEPTED + 3):
-            self.client()
-        self.listener.doRead()
-        self.assertEqual(len(self.factory.made), MOST_ACCEPTED)
-        self.listener.doRead()
-        self.assertEqual(len(self.factory.made), MOST_ACCEPTED + 3)
-
     def test_refused(self) -> None:
         """A factory may make no protocol: the client is closed."""
         self.factory.refuse = True
         client = self.client()
-        self.listener.doRead()
+        self.turn()
         self.assertEqual(client.recv(1), b"")
 
     def test_factoryFails(self) -> None:
         """An error of the factory is logged, costs that client its connection, and no more."""
         client = self.client()
         self.patch(self.factory, "buildProtocol", lambda addr: 1 // 0)
-        self.listener.doRead()
+        self.turn()
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertEqual(client.recv(1), b"")
         del self.factory.buildProtocol
         self.client()
-        self.listener.doRead()
+        self.turn()
         self.assertEqual(len(self.factory.made), 1)
 
     def test_aborted(self) -> None:
@@ -457,13 +446,13 @@ class ListenerTests(PathCase):
         listening: Any = self.listener._listening
         listening.socket = Aborting(fileno=listening.socket.detach())
         self.client()
-        self.listener.doRead()
+        self.turn(3)
         self.assertEqual(len(self.factory.made), 1)
 
     def test_stop(self) -> None:
         """Stopping removes the path and leaves the connections."""
         client = self.client()
-        self.listener.doRead()
+        self.turn()
         self.successResultOf(self.listener.stopListening())
         self.successResultOf(self.listener.stopListening())
         self.assertFalse(os.path.exists(self.path))
@@ -475,11 +464,6 @@ class ListenerTests(PathCase):
         self.listener.startListening()
         self.client()
 
-    def test_reactorStops(self) -> None:
-        """A reactor that stops ends the listening too."""
-        self.listener.connectionLost(None)  # type: ignore[arg-type]
-        self.assertFalse(os.path.exists(self.path))
-
     def test_stopWithin(self) -> None:
         """A factory may stop the listening."""
 
@@ -489,7 +473,7 @@ class ListenerTests(PathCase):
         self.patch(self.factory, "buildProtocol", stop)
         for _ in range(3):
             self.client()
-        self.listener.doRead()
+        self.turn()
         self.assertEqual(self.listener.fileno(), -1)
 
     def test_noDescriptors(self) -> None:
@@ -497,16 +481,16 @@ class ListenerTests(PathCase):
         clients = [self.client() for _ in range(5)]
         with Starved():
             for _ in range(5):
-                self.listener.doRead()
+                self.turn()
         self.assertEqual(self.factory.made, [])
         self.assertEqual([client.recv(1) for client in clients], [b""] * 5)
         self.assertEqual(self.reports(), 1)
         self.client()
-        self.listener.doRead()
+        self.turn()
         self.assertEqual(len(self.factory.made), 1)
         self.client()
         with Starved():
-            self.listener.doRead()
+            self.turn()
         self.assertEqual(self.reports(), 2)
 
     def test_noReserve(self) -> None:
@@ -516,12 +500,12 @@ class ListenerTests(PathCase):
         assert reserve is not None
         with Starved():
             self.listener._reserve = None
-            self.listener.doRead()
-            self.assertNotIn(self.listener, self.reactor.getReaders())
+            self.turn()
+            self.assertNotIn(self.listener.fileno(), self.poller._readable)
         os.close(reserve)
         self.reactor.advance(STARVED_INTERVAL)
-        self.assertIn(self.listener, self.reactor.getReaders())
-        self.listener.doRead()
+        self.assertIn(self.listener.fileno(), self.poller._readable)
+        self.turn()
         client.send(b"patience")
         self.turn()
         self.assertEqual(self.factory.made[0].sink.data, b"patience")
@@ -533,7 +517,7 @@ class ListenerTests(PathCase):
         assert reserve is not None
         with Starved():
             self.listener._reserve = None
-            self.listener.doRead()
+            self.turn()
         os.close(reserve)
         self.listener.stopListening()
         self.assertEqual(self.reactor.getDelayedCalls(), [])

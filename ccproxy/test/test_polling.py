@@ -32,6 +32,48 @@ class PollerTests(SocketCase):
         self.assertEqual(self.reactor.getReaders(), [self.poller])
         self.assertEqual(self.poller.logPrefix(), "ccproxy")
 
+    def test_watch(self) -> None:
+        """Another descriptor's function is called as long as it can be read; it may fail."""
+        ours, theirs = self.pair()
+        calls: list[bytes] = []
+
+        def readable() -> None:
+            calls.append(ours.recv(1))
+            if calls[-1] == b"!":
+                raise ZeroDivisionError
+
+        self.poller.watch(ours.fileno(), readable)
+        theirs.send(b"a!b")
+        sink, _, peer = self.connected()
+        peer.send(b"c")
+        self.turn(3)
+        self.assertEqual((calls, sink.data), ([b"a", b"!", b"b"], b"c"))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        theirs.send(b"d")
+        self.poller.unwatch(ours.fileno())
+        self.poller.unwatch(ours.fileno())
+        self.turn()
+        self.assertEqual(len(calls), 3)
+        ours.close()
+
+    def test_unwatchedMeanwhile(self) -> None:
+        """What is no longer watched is not called for an event that is at hand."""
+        pairs = [self.pair() for _ in range(2)]
+        calls: list[int] = []
+
+        def readable() -> None:
+            calls.append(1)
+            for ours, _ in pairs:
+                self.poller.unwatch(ours.fileno())
+
+        for ours, theirs in pairs:
+            self.poller.watch(ours.fileno(), readable)
+            theirs.send(b"x")
+        self.turn()
+        self.assertEqual(calls, [1])
+        for ours, _ in pairs:
+            ours.close()
+
     def flooded(self) -> tuple[Any, socket.socket]:
         """A connection whose peer sends all that it can."""
         sink, _, peer = self.connected()

@@ -24,6 +24,8 @@ ERROR_FLAG = 0x10
 TYPE_MASK = 0x0F
 #: The default limit of a payload, in bytes.
 MAX_PAYLOAD = 1 << 20
+#: Found faster than by calling the class, on the path of every frame.
+_TYPES = tuple(FrameType)
 
 
 @attrs.frozen
@@ -89,7 +91,7 @@ def readFrame(
     if available < size:
         return None
     payload = bytes(buffer[offset + start : offset + size])
-    return Frame(FrameType(kind), opcode, payload, bool(flags & ERROR_FLAG), size)
+    return Frame(_TYPES[kind], opcode, payload, bool(flags & ERROR_FLAG), size)
 
 
 class FrameDecoder(StreamDecoder[Frame]):
