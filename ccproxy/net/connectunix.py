@@ -8,7 +8,6 @@ import os
 import socket
 from typing import cast
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocol, IReactorTime
 from twisted.internet.task import deferLater
 
@@ -25,24 +24,17 @@ class CannotConnect(CCProxyError):
     """The connection cannot be made; the text names the path and the reason."""
 
 
-def connectUNIX(
+async def connectUNIX(
     poller: Poller, path: str, protocol: IProtocol | IBufferedProtocol, timeout: float
-) -> Deferred[None]:
+) -> None:
     """
-    Connect a protocol to an AF_UNIX stream socket.
+    Connect a protocol to an AF_UNIX stream socket; C{makeConnection} has been called then.
 
     A socket whose queue of waiting connections is full is tried again.
 
     @param timeout: for how long, in seconds.
-    @return: fires once C{makeConnection} has been called, which may be at once. It can be
-        cancelled, and fails with L{CannotConnect}.
+    @raise CannotConnect: it cannot be done.
     """
-    return Deferred.fromCoroutine(_connect(poller, path, protocol, timeout))
-
-
-async def _connect(
-    poller: Poller, path: str, protocol: IProtocol | IBufferedProtocol, timeout: float
-) -> None:
     clock = cast(IReactorTime, poller.reactor)
     deadline = clock.seconds() + timeout
     try:

@@ -17,7 +17,7 @@ import tempfile
 from typing import Any
 from unittest import skipIf
 
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import globalLogPublisher
@@ -585,7 +585,9 @@ class ConnectTests(PathCase):
         listening = self.listen(0)
         self.client()
         protocol = RecordingProtocol()
-        connecting = connectUNIX(self.poller, self.path, protocol, 5)
+        connecting = Deferred.fromCoroutine(
+            connectUNIX(self.poller, self.path, protocol, 5)
+        )
         self.reactor.advance(RETRY_INTERVAL)
         self.assertNoResult(connecting)
         listening.accept()[0].close()
@@ -598,7 +600,9 @@ class ConnectTests(PathCase):
         self.listen(0)
         self.client()
         before = self.descriptors()
-        connecting = connectUNIX(self.poller, self.path, Protocol(), 0.2)
+        connecting = Deferred.fromCoroutine(
+            connectUNIX(self.poller, self.path, Protocol(), 0.2)
+        )
         self.reactor.pump([RETRY_INTERVAL] * 5)
         failure = self.failureResultOf(connecting, CannotConnect)
         self.assertIn(f"{self.path}: its queue of waiting connections", str(failure.value))
@@ -610,7 +614,9 @@ class ConnectTests(PathCase):
         self.listen(0)
         self.client()
         before = self.descriptors()
-        connecting = connectUNIX(self.poller, self.path, Protocol(), 5)
+        connecting = Deferred.fromCoroutine(
+            connectUNIX(self.poller, self.path, Protocol(), 5)
+        )
         connecting.cancel()
         self.failureResultOf(connecting, CancelledError)
         self.assertEqual(self.descriptors(), before)
