@@ -85,6 +85,7 @@ class Client:
 
     @ivar name: what logs call it: a number, and its peer's pid and uid.
     @ivar state: where it is in its life.
+    @ivar handled: how many bytes at the beginning of its input have been used and are still there.
     @ivar url: the URL of the socket that it has connected to, if it is not the registry's.
     @ivar vm: the VM that it is attached to.
     @ivar session: the session whose shim it is.
@@ -102,6 +103,7 @@ class Client:
         "_ignored",
         "_paused",
         "_wait",
+        "handled",
         "name",
         "outlet",
         "parked",
@@ -124,6 +126,7 @@ class Client:
         self.name = name
         self.state = ClientState.OPEN
         self.url = ""
+        self.handled = 0
         self.vm: VM | None = None
         self.session: Session | None = None
         self.wasShim = False
@@ -159,7 +162,9 @@ class Client:
                 offset += used
         except RemoteProtocolError as error:
             self._breach(error)
+        self.handled = offset
         self.registry.flush()
+        self.handled = 0
         return offset if self.state is ClientState.OPEN else end
 
     def _stdin(self, data: memoryview, offset: int) -> int:

@@ -89,11 +89,16 @@ class Outlet:
                 buffers.append(piece)
                 total += len(piece)
             taken = self._connection.send(buffers)
-            self._drop(taken)
+            self.drop(taken)
             if taken < total:
                 return
 
-    def _drop(self, taken: int) -> None:
+    @property
+    def contents(self) -> bytes:
+        """What the connection has not taken."""
+        return b"".join(block for block, _ in self._blocks)[self._offset :]
+
+    def drop(self, taken: int) -> None:
         """Forget C{taken} bytes that the connection has now."""
         self.size -= taken
         taken += self._offset

@@ -111,6 +111,7 @@ class ClientForm:
     A L{Client <ccproxy.core.client.Client>}; one without a connection is closed, and only the
     commands that it has left behind know it.
 
+    @ivar handled: how many bytes of its input have been used and not taken yet.
     @ivar closeIn: in how many seconds it is closed, if that is so.
     """
 
@@ -127,6 +128,7 @@ class ClientForm:
     paused: bool = False
     ignored: list[str] = attrs.field(factory=list)
     url: str = ""
+    handled: int = 0
     closeIn: Optional[float] = None
 
 

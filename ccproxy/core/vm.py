@@ -313,9 +313,9 @@ class VM:
             self.registry.changed(self)
 
     @property
-    def unsent(self) -> bool:
-        """Whether the agent has not been sent all that it shall get."""
-        return self._controlOut is not None and self._controlOut.size > 0
+    def unsent(self) -> Outlet | None:
+        """What the agent has not been sent yet, if there is something."""
+        return self._controlOut if self._controlOut is not None and self._controlOut.size else None
 
     def controlWritable(self) -> None:
         """The control channel's socket has room again."""

@@ -200,6 +200,7 @@ class _Writer:
             paused=client._paused,
             ignored=sorted(client._ignored),
             url=client.url,
+            handled=client.handled,
             closeIn=self._left(client._wait),
         )
 

@@ -80,27 +80,26 @@ class Kept(enum.Enum):
     NOT = enum.auto()
     #: What was used is noted before it is taken.
     NOTED = enum.auto()
-    #: A journal says what was used; the note says whether that has been taken since then.
+    #: Before that, a journal says what was used; the note then says whether it speaks of the input
+    #: at hand.
     WITNESSED = enum.auto()
 
 
-_NOT, _NOTED, _WITNESSED = Kept
+_NOT, _, _WITNESSED = Kept
 
 
-def skipUsed(kept: socket.socket, journalled: tuple[int, int] | None = None) -> int:
+def skipUsed(kept: socket.socket, journalled: int = 0, witness: int = 0) -> int:
     """
     Take from a socket what a process that has died has used of its input.
 
-    @param journalled: how many bytes it has used of a L{Kept.WITNESSED} socket, and the witness of
-        that, as its journal says; L{None} is a L{Kept.NOTED} one.
+    @param journalled: how many bytes it has used, as its journal says.
+    @param witness: which input the journal speaks of.
     @return: how many bytes that was.
     """
-    offset = kept.getsockopt(SOL_SOCKET, _SO_PEEK_OFF)
+    left = kept.getsockopt(SOL_SOCKET, _SO_PEEK_OFF)
     kept.setsockopt(SOL_SOCKET, _SO_PEEK_OFF, _NO_OFFSET)
-    left = offset
-    if journalled is not None:
-        used, witness = journalled
-        left = used if offset == witness else 0
+    if left in _WITNESSES:
+        left = journalled if left == witness else 0
     skipped = 0
     with suppress(BlockingIOError):
         while skipped < left and (data := kept.recv(left - skipped)):
@@ -361,12 +360,14 @@ class StreamTransport:
             taken = used - kept
             self._rest = None
         self._overdue = False
+        if self.kept is not _NOT and (kept or self._rest) and self._poller.whenRest is not None:
+            self._poller.whenRest(self)
         self._take(scratch, taken)
         return taken
 
     def _take(self, scratch: memoryview, size: int) -> None:
         """Take from the socket what has been looked at there."""
-        if self.kept is _NOTED and size:
+        if self.kept is not _NOT and size:
             self._note(size)
         while size:
             size -= self._socket.recv_into(scratch, size)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import MutableMapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Optional
 
 import attrs
@@ -33,7 +34,7 @@ from ..net.polling import Poller
 from ..net.protocols import AgentChannel
 from ..net.store import DescriptorStore
 from ..net.transport import StreamTransport, skipUsed
-from .journal import CONNECTION, JOURNAL, Journal, ListeningForm, readJournal
+from .journal import CONNECTION, JOURNAL, STAGING, Journal, ListeningForm, readJournal
 from .pods import Pods
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class HandoverForm:
     @ivar channels: what the connector knows of the VMs.
     @ivar listening: the client socket.
     @ivar pods: the sockets of pods that have joined.
-    @ivar witnesses: after a crash, those of the VMs' control channels, by the VMs' serials.
+    @ivar witnesses: after a crash, which input of connections their C{handled} speaks of.
     """
 
     writer: str
@@ -66,7 +67,7 @@ class HandoverForm:
     channels: list[ChannelsForm] = attrs.field(factory=list)
     listening: Optional[ListeningForm] = None
     pods: list[ListeningForm] = attrs.field(factory=list)
-    witnesses: dict[int, int] = attrs.field(factory=dict)
+    witnesses: dict[Key, int] = attrs.field(factory=dict)
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -99,6 +100,7 @@ class Handover:
         self._pods = pods
         self._form: HandoverForm | None = None
         self._crashed = False
+        self._staged = b""
         self._generation = 0
         self._sockets: dict[Key, socket] = {}
 
@@ -114,7 +116,7 @@ class Handover:
         passed = takePassed(environment)
         for each in passed:
             self.store.passed(each.name)
-        files = [each for each in passed if each.name == STATE or each.name.startswith(JOURNAL)]
+        files = [each for each in passed if each.name.startswith((STATE, JOURNAL, STAGING))]
         if files:
             self._form = self._read(files)
         wanted = set() if self._form is None else _wanted(self._form)
@@ -145,7 +147,13 @@ class Handover:
         names = [each.name.removeprefix(JOURNAL) for each in files]
         self._generation = max((int(name) for name in names if name.isdecimal()), default=0)
         try:
-            contents = {each.name: _contents(each.descriptor) for each in files}
+            contents = {
+                each.name: _contents(each.descriptor)
+                for each in files
+                if not each.name.startswith(STAGING)
+            }
+            pipes = [each for each in files if each.name.startswith(STAGING)]
+            self._staged = b"".join(_waiting(each.descriptor) for each in pipes)
             if STATE in contents:
                 form = _decoder.decode(unseal(contents[STATE]))
             else:
@@ -181,7 +189,7 @@ class Handover:
         @raise BadSnapshot: its journal cannot be read.
         """
         # It may have died while it began a new one, which is kept as soon as it is whole.
-        journalled = readJournal(contents[JOURNAL + str(self._generation)])
+        journalled = readJournal(contents[JOURNAL + str(self._generation)], self._staged)
         entries = journalled.vms.values()
         return HandoverForm(
             writer=__version__,
@@ -189,7 +197,8 @@ class Handover:
             channels=[entry.channels for entry in entries if entry.channels is not None],
             listening=journalled.listening,
             pods=journalled.pods,
-            witnesses={serial: entry.witness for serial, entry in journalled.vms.items()},
+            rests=journalled.rests,
+            witnesses={key: w for entry in entries for key, w in entry.witnesses.items()},
         )
 
     def resume(self, listener: UNIXListener | None, keep: bool) -> None:
@@ -213,7 +222,9 @@ class Handover:
                     self._pods.serve(ListeningSocket(made, pod.path, pod.made), pod.served)
             self._sockets.clear()
         if keep:
-            journal = Journal(self._registry, self._connector, self.store, self._generation)
+            journal = Journal(
+                self._registry, self._connector, self._poller, self.store, self._generation
+            )
             journal.begin(listener, self._pods)
             passed -= journal.names
         # From here on the state of the process before is out of date.
@@ -233,12 +244,14 @@ class Handover:
         """Make connections of the sockets that are the core's."""
         connections: dict[Key, IConnection] = {}
         peers = _peers(form)
-        vms = [vm for snapshot in form.snapshots for vm in snapshot.vms]
-        handled = {vm.control: (vm.handled, form.witnesses.get(vm.serial, 0)) for vm in vms}
+        handled: dict[Key | None, int] = {}
+        for snapshot in form.snapshots:
+            handled.update((vm.control, vm.handled) for vm in snapshot.vms)
+            handled.update((client.connection, client.handled) for client in snapshot.clients)
         for key in peers.keys() & self._sockets.keys():
             made = self._sockets.pop(key)
             if self._crashed:
-                skipUsed(made, handled.get(key))
+                skipUsed(made, handled.get(key, 0), form.witnesses.get(key, 0))
             protocol = protocols[key] = AgentChannel(self._registry)
             attach(
                 self._poller, made, peers[key] or credentials(made), protocol,
@@ -373,3 +386,10 @@ def _contents(descriptor: int) -> bytes:
     with open(descriptor, "rb", closefd=False) as file:
         file.seek(0)
         return file.read()
+
+
+def _waiting(descriptor: int) -> bytes:
+    """What is in a pipe, which never blocks."""
+    with suppress(BlockingIOError):
+        return os.read(descriptor, 1 << 16)
+    return b""

@@ -9,6 +9,7 @@ process.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zlib
 from collections.abc import Iterable
@@ -27,6 +28,7 @@ from ..interfaces import IConnection
 from ..net.connecting import ChannelsForm, Connector
 from ..net.listening import UNIXListener
 from ..net.passed import inodeOf
+from ..net.polling import Poller
 from ..net.store import DescriptorStore
 from ..net.transport import Kept, StreamTransport
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 #: How the name of a journal begins under which the manager keeps it.
 JOURNAL = "journal-"
+#: How that of the pipe does by which commands go to agents.
+STAGING = "staging-"
 #: How that of a connection does; its inode follows.
 CONNECTION = "connection-"
 #: A journal is not written anew before it is so long, in bytes.
@@ -43,9 +47,11 @@ LEAST_REWRITTEN = 4 << 20
 #: Seconds between two looks at how much the sessions hold.
 HELD_INTERVAL = 0.25
 
-#: In front of each entry: its length, its checksum, and whether the commands that it has for an
-#: agent were sent, which is written when they are.
-_ENTRY = Struct(">II?")
+#: The most bytes of commands that are sent by way of the pipe, which holds more.
+MOST_STAGED = 32 << 10
+
+#: In front of each entry: its length and its checksum.
+_ENTRY = Struct(">II")
 _NOT_YET = (VMState.CONNECTING, VMState.WAITING)
 
 
@@ -73,8 +79,10 @@ class EntryForm:
     @ivar serial: the VM's.
     @ivar snapshot: what is to be known of it, or L{None} once it is gone.
     @ivar channels: what the connector knows of it.
-    @ivar witness: whether what was used of the control channel's input has been taken:
+    @ivar witnesses: which input of its connections C{handled} speaks of:
         L{skipUsed <ccproxy.net.transport.skipUsed>}.
+    @ivar staged: the commands that it has for the agent are in the pipe, or were sent since then.
+    @ivar rests: what was taken from sockets and is not used, of those that have changed.
     @ivar listening: the client socket.
     @ivar pods: the sockets of pods that have joined.
     """
@@ -82,7 +90,9 @@ class EntryForm:
     serial: Optional[int] = None
     snapshot: Optional[Snapshot] = None
     channels: Optional[ChannelsForm] = None
-    witness: int = 0
+    witnesses: dict[Key, int] = attrs.field(factory=dict)
+    staged: bool = False
+    rests: Optional[dict[Key, bytes]] = None
     listening: Optional[ListeningForm] = None
     pods: list[ListeningForm] = attrs.field(factory=list)
 
@@ -97,13 +107,19 @@ class Journal:
     """
 
     def __init__(
-        self, registry: Registry, connector: Connector, store: DescriptorStore, generation: int
+        self,
+        registry: Registry,
+        connector: Connector,
+        poller: Poller,
+        store: DescriptorStore,
+        generation: int,
     ) -> None:
         """
         @param generation: tells it from journals of processes before.
         """
         self._registry = registry
         self._connector = connector
+        self._poller = poller
         self._store = store
         self._generation = generation
         self._file = -1
@@ -111,6 +127,10 @@ class Journal:
         self._listening: ListeningForm | None = None
         self._connections: dict[int, set[Key]] = {}
         self._held: dict[int, int] = {}
+        self._rests: dict[Key, bytes] = {}
+        self._pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._pipeName = STAGING + str(generation)
+        store.keep(self._pipeName, [self._pipe[0]])
         self._pods: Pods
         self._podForms: list[ListeningForm] = []
 
@@ -121,7 +141,8 @@ class Journal:
         if self._listening is not None:
             keys.add(self._listening.key)
         keys.update(pod.key for pod in self._podForms)
-        return {JOURNAL + str(self._generation), *(CONNECTION + str(key) for key in keys)}
+        files = (JOURNAL + str(self._generation), self._pipeName)
+        return {*files, *(CONNECTION + str(key) for key in keys)}
 
     def begin(self, listener: UNIXListener | None, pods: Pods) -> None:
         """
@@ -139,6 +160,7 @@ class Journal:
         self._podsChanged()
         self._registry.whenChanged = self.changed
         self._rewrite()
+        self._poller.whenRest = self._restChanged
         self._noteHeld()
 
     def _noteHeld(self) -> None:
@@ -162,6 +184,7 @@ class Journal:
         self._size = 0
         self._write(seal(b""))
         self._entry(EntryForm(listening=self._listening, pods=self._podForms))
+        self._entry(EntryForm(rests=self._rests))
         self.changed(self._vms())
         self._live = self._size
         self._store.keep(JOURNAL + str(self._generation), [self._file])
@@ -181,6 +204,26 @@ class Journal:
         for key in before - {pod.key for pod in self._podForms}:
             self._store.discard(CONNECTION + str(key))
 
+    def _writeAndSend(self, form: EntryForm, vm: VM, commands: bytes) -> None:
+        """
+        Write an entry, and send the commands that it has for the agent: by way of the pipe, from
+        which they go to the socket in one step that either happens or does not.
+        """
+        data, size = _encoded(attrs.evolve(form, staged=True)), len(commands)
+        # One right behind the other: what is in the pipe is taken for what the last entry has.
+        os.write(self._pipe[1], commands)
+        self._write(data)
+        sent, control, unsent = 0, vm.control, vm.unsent
+        if isinstance(control, StreamTransport):
+            with contextlib.suppress(OSError):
+                sent = os.splice(
+                    self._pipe[0], control.fileno(), size, flags=os.SPLICE_F_NONBLOCK
+                )
+        if sent < size:
+            os.read(self._pipe[0], size - sent)  # it goes the usual way
+        if unsent is not None:
+            unsent.drop(sent)
+
     def _vms(self) -> set[VM]:
         registry = self._registry
         sessions = registry.tokens.values()
@@ -189,14 +232,19 @@ class Journal:
     def changed(self, vms: Iterable[VM]) -> None:
         """Write down VMs that have changed."""
         for vm in vms:
-            at = self._size
             if vm.state not in _NOT_YET:
                 self._vm(vm)
             vm.controlWritable()
-            if self._size > at and not vm.unsent:
-                os.pwrite(self._file, b"\1", at + _ENTRY.size - 1)
         if self._size > max(LEAST_REWRITTEN, 4 * self._live):
             self._rewrite()
+
+    def _restChanged(self, transport: StreamTransport) -> None:
+        """A transport keeps the beginning of a unit, or no longer."""
+        key, rest = inodeOf(transport.fileno()), transport.rest
+        self._rests.pop(key, None)
+        if rest:
+            self._rests[key] = rest
+        self._entry(EntryForm(rests={key: rest}))
 
     def _vm(self, vm: VM) -> None:
         now: dict[Key, StreamTransport] = {}
@@ -214,14 +262,22 @@ class Journal:
             self._connections[vm.serial] = set(now)
             for key in now.keys() - before:
                 transport = now[key]
-                transport.kept = Kept.WITNESSED if transport is vm.control else Kept.NOTED
+                transport.kept = Kept.NOTED if transport is vm.io else Kept.WITNESSED
                 self._keep(key, transport.fileno())
+                if transport.rest:
+                    self._restChanged(transport)
             channels = self._connector.channelsOf(vm)
-            witness = vm.control.witness if isinstance(vm.control, StreamTransport) else 0
-            self._entry(EntryForm(vm.serial, snapshot, channels, witness))
+            witnesses = {key: each.witness for key, each in now.items() if each.witness}
+            form = EntryForm(vm.serial, snapshot, channels, witnesses)
+            commands = b"" if vm.unsent is None else vm.unsent.contents
+            if 0 < len(commands) <= MOST_STAGED:
+                self._writeAndSend(form, vm, commands)
+            else:
+                self._entry(form)
         else:
             self._entry(EntryForm(vm.serial))
         for key in before - now.keys():
+            self._rests.pop(key, None)
             self._store.discard(CONNECTION + str(key))
 
     def _keep(self, key: Key, descriptor: int) -> None:
@@ -230,12 +286,16 @@ class Journal:
             self._store.keep(name, [descriptor])
 
     def _entry(self, form: EntryForm) -> None:
-        data = _encoder.encode(form)
-        self._write(_ENTRY.pack(len(data), zlib.crc32(data), False) + data)
+        self._write(_encoded(form))
 
     def _write(self, data: bytes) -> None:
         # All or nothing of it counts for who reads it, so it need not be atomic.
         self._size += os.write(self._file, data)
+
+
+def _encoded(form: EntryForm) -> bytes:
+    data = _encoder.encode(form)
+    return _ENTRY.pack(len(data), zlib.crc32(data)) + data
 
 
 @attrs.define
@@ -244,26 +304,29 @@ class Journalled:
     What a journal says.
 
     @ivar vms: its last word of each VM that is not gone.
+    @ivar rests: what was taken from sockets and not used.
     @ivar listening: the client socket.
     @ivar pods: the sockets of pods that have joined.
     """
 
     vms: dict[int, EntryForm] = attrs.field(factory=dict)
+    rests: dict[Key, bytes] = attrs.field(factory=dict)
     listening: ListeningForm | None = None
     pods: list[ListeningForm] = attrs.field(factory=list)
 
 
-def readJournal(data: bytes) -> Journalled:
+def readJournal(data: bytes, staged: bytes) -> Journalled:
     """
     Read what a process has written until it died, perhaps in the middle of an entry.
 
+    @param staged: what is in the pipe.
     @raise BadSnapshot: it is no journal that this version can read.
     """
     unseal(data)
-    found = Journalled()
+    found, last = Journalled(), None
     at = len(seal(b""))
     while at + _ENTRY.size <= len(data):
-        length, checksum, sent = _ENTRY.unpack_from(data, at)
+        length, checksum = _ENTRY.unpack_from(data, at)
         body = data[at + _ENTRY.size : at + _ENTRY.size + length]
         if len(body) < length or zlib.crc32(body) != checksum:
             break
@@ -272,16 +335,21 @@ def readJournal(data: bytes) -> Journalled:
             entry = _decoder.decode(body)
         except msgspec.MsgspecError as error:
             raise BadSnapshot(f"the journal has another form: {error}") from None
-        if entry.serial is None:
+        if entry.rests is not None:
+            found.rests.update(entry.rests)
+        elif entry.serial is None:
             found.listening, found.pods = entry.listening, entry.pods
         elif entry.snapshot is None:
             found.vms.pop(entry.serial, None)
         else:
-            found.vms[entry.serial] = _withoutSent(entry, entry.snapshot) if sent else entry
+            last = found.vms[entry.serial] = entry
+    for serial, entry in found.vms.items():
+        # What was staged has been sent, but for what was last and is still in the pipe.
+        if entry.snapshot is not None and entry.staged:
+            waiting = [block for vm in entry.snapshot.vms for block, _ in vm.controlOut.blocks]
+            if entry is last and staged and b"".join(waiting).endswith(staged):
+                continue
+            vms = [attrs.evolve(vm, controlOut=OutletForm()) for vm in entry.snapshot.vms]
+            snapshot = attrs.evolve(entry.snapshot, vms=vms)
+            found.vms[serial] = attrs.evolve(entry, snapshot=snapshot)
     return found
-
-
-def _withoutSent(entry: EntryForm, snapshot: Snapshot) -> EntryForm:
-    """The entry, without the commands that were sent after it was written."""
-    vms = [attrs.evolve(vm, controlOut=OutletForm()) for vm in snapshot.vms]
-    return attrs.evolve(entry, snapshot=attrs.evolve(snapshot, vms=vms))

@@ -299,8 +299,8 @@ class Peer:
             if frame.type is FrameType.RESPONSE:
                 wanted = self.waiting.pop(0) if self.waiting else None
                 self.answers += 1
-                answer = wanted[1] if wanted is not None and wanted[1] is not None else frame.payload
-                if wanted is None or (wanted[0], answer) != (frame.opcode, frame.payload):
+                expected = None if wanted is None else (wanted[0], wanted[1] or frame.payload)
+                if expected != (frame.opcode, frame.payload):
                     self.wrong.append(f"{frame} instead of {wanted}")
             else:
                 self.other(frame.type, frame.opcode, frame.payload)

@@ -266,8 +266,8 @@ class CompletenessTests(SynchronousTestCase):
     """
 
     KNOWN = {
-        Client: "_connection _excess _ignored _paused _wait name outlet parked registering registry"
-        " session slots state url vm wasShim",
+        Client: "_connection _excess _ignored _paused _wait name outlet parked handled"
+        " registering registry session slots state url vm wasShim",
         Slot: "client opcode reply began",
         Outlet: "_blocks _budget _connection _gone _offset kept size",
         Output: "_budget dropped dropping pending pendingSize shim",

@@ -45,6 +45,7 @@ class RestartCase(DaemonTestCase):
         """Start it."""
         self.daemon = self.cleared(supervised()).start()
         self.addCleanup(self.end)
+        self.pauses: list[float] = []
 
     def end(self) -> None:
         """End it in order."""
@@ -72,6 +73,18 @@ class RestartCase(DaemonTestCase):
         return int(children[0])
 
 
+    def again(self, load: Load, times: int) -> None:
+        """Wait until another daemon serves, and note how long that has taken."""
+        began = time.monotonic()
+        load.run(lambda: self.count("started") > times)
+        self.pauses.append(time.monotonic() - began)
+
+    def pause(self) -> str:
+        """How long the pauses were."""
+        ordered = sorted(self.pauses)
+        return f"without a daemon for {ordered[len(ordered) // 2]:.2f} s, at most {ordered[-1]:.2f}"
+
+
 class PlannedRestartTests(RestartCase):
     """Planned restarts."""
 
@@ -84,7 +97,7 @@ class PlannedRestartTests(RestartCase):
             began = time.monotonic()
             load.run(lambda: time.monotonic() > began + 0.3)  # noqa: B023
             self.restart()
-            load.run(lambda: self.count("started") > nth + 1)  # noqa: B023
+            self.again(load, nth + 1)
         load.run(lambda: all(peer.answers > RESTARTS for peer in load.peers))
         load.finish()
         self.assertEqual(load.problems(), [])
@@ -94,6 +107,13 @@ class PlannedRestartTests(RestartCase):
             self.assertTrue(processes[shim.session].stdin.ended)
             self.assertEqual(processes[shim.session].signals, shim.signals)
         self.assertEqual(self.count("resumed"), RESTARTS)
+        output = sum(sum(process.sent) for process in processes.values()) * 16
+        stdin = sum(shim.sent for shim in load.shims) * 16
+        print(
+            f"{RESTARTS} restarts, {len(load.shims)} sessions, {self.pause()}: {output >> 20} MiB of"
+            f" output, {stdin >> 20} of stdin, {sum(r.answers for r in load.runtimes)} commands,"
+            f" {sum(shim.signals for shim in load.shims)} signals, nothing different"
+        )
 
 
 class SmallRestartTests(RestartCase):
@@ -342,7 +362,7 @@ class CrashTests(RestartCase):
             moment = time.monotonic() + chance.uniform(0.1, 0.5)
             load.run(lambda: time.monotonic() > moment)  # noqa: B023
             self.kill()
-            load.run(lambda: self.count("started") > nth + 1)  # noqa: B023
+            self.again(load, nth + 1)
         answers = [peer.answers for peer in load.peers]
         load.run(lambda: all(p.answers > a for p, a in zip(load.peers, answers, strict=True)))
         load.finish()
@@ -355,7 +375,7 @@ class CrashTests(RestartCase):
         """Say what was lost."""
         processes = load.processes()
         meters = [m for shim in load.shims for m in (*shim.meters, processes[shim.session].stdin)]
-        print(f"{KILLS} kills, {len(load.shims)} sessions:", end=" ")
+        print(f"{KILLS} kills, {len(load.shims)} sessions, {self.pause()}:", end=" ")
         for what in ("lost", "doubled", "strange"):
             counts = [getattr(meter, what) for meter in meters]
             print(f"{sum(map(bool, counts))} streams with {sum(counts)} bytes {what}", end="; ")
