@@ -110,8 +110,8 @@ class PlannedRestartTests(RestartCase):
         output = sum(sum(process.sent) for process in processes.values()) * 16
         stdin = sum(shim.sent for shim in load.shims) * 16
         print(
-            f"{RESTARTS} restarts, {len(load.shims)} sessions, {self.pause()}: {output >> 20} MiB of"
-            f" output, {stdin >> 20} of stdin, {sum(r.answers for r in load.runtimes)} commands,"
+            f"{RESTARTS} restarts, {len(load.shims)} sessions, {self.pause()}: {output >> 20} MiB"
+            f" of output, {stdin >> 20} of stdin, {sum(r.answers for r in load.runtimes)} commands,"
             f" {sum(shim.signals for shim in load.shims)} signals, nothing different"
         )
 
