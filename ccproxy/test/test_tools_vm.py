@@ -73,11 +73,15 @@ class ImageTests(SynchronousTestCase):
         self.assertEqual(first.read_bytes(), content)
 
     def test_changed(self) -> None:
-        """What is in it makes another one, and the old one goes."""
+        """What is in it makes another one, and the old one goes once nobody uses it."""
         first = image.buildInitrd(self.cache)
         (self.cache / "guest" / "modules" / "00-virtio.ko").write_bytes(b"another module")
         second = image.buildInitrd(self.cache)
         self.assertNotEqual(first, second)
+        self.assertTrue(first.exists())
+        os.utime(first, (0, 0))
+        second.unlink()
+        image.buildInitrd(self.cache)
         self.assertEqual(list(self.cache.glob("initrd-*")), [second])
 
     def test_agent(self) -> None:
@@ -146,8 +150,11 @@ class VMTestCase(SynchronousTestCase):
         program.write_text(f'#!/bin/sh\nexec {sys.executable} {fakeqemu.__file__} "$@"\n')
         program.chmod(0o755)
         path = f"{self.folder}{os.pathsep}{os.environ['PATH']}"
-        run = str(self.folder / "vms")
-        self.patch(os, "environ", {**os.environ, "PATH": path, "CCPROXY_VM_RUN": run})
+        folders = {
+            f"CCPROXY_VM_{name}": str(self.folder / value)
+            for name, value in (("RUN", "vms"), ("CACHE", "cached"))
+        }
+        self.patch(os, "environ", {**os.environ, "PATH": path, **folders})
         self.patch(hypervisor, "FIRST_OUTPUT", 0.3)
         self.patch(hypervisor, "BOOT_TIMEOUT", 1.0)
 
