@@ -38,11 +38,15 @@ Place = int
 Key = int
 
 
+# Nothing of what is below changes once it is written; that the classes are not frozen is for the
+# journal's sake, which makes some for every command: it takes half as long.
+
+
 class BadSnapshot(CCProxyError):
     """A written state cannot be taken up; the text says why."""
 
 
-@attrs.frozen
+@attrs.define
 class OutletForm:
     """
     An L{Outlet <ccproxy.core.outlet.Outlet>}.
@@ -55,7 +59,7 @@ class OutletForm:
     gone: bool = False
 
 
-@attrs.frozen
+@attrs.define
 class SlotForm:
     """A L{Slot <ccproxy.core.client.Slot>}; it began so many seconds ago."""
 
@@ -65,7 +69,7 @@ class SlotForm:
     began: float = 0.0
 
 
-@attrs.frozen
+@attrs.define
 class StartForm:
     """A L{StartData <ccproxy.core.relocation.StartData>}."""
 
@@ -78,7 +82,7 @@ class StartForm:
     strangeKey: Optional[str]
 
 
-@attrs.frozen
+@attrs.define
 class CommandForm:
     """
     A L{ControlCommand <ccproxy.core.commands.ControlCommand>}.
@@ -105,7 +109,7 @@ class CommandForm:
     expired: bool = False
 
 
-@attrs.frozen
+@attrs.define
 class ClientForm:
     """
     A L{Client <ccproxy.core.client.Client>}; one without a connection is closed, and only the
@@ -132,7 +136,7 @@ class ClientForm:
     closeIn: Optional[float] = None
 
 
-@attrs.frozen
+@attrs.define
 class HeldForm:
     """A signal that waits for its process; it fails in C{failIn} seconds."""
 
@@ -141,7 +145,7 @@ class HeldForm:
     failIn: float
 
 
-@attrs.frozen
+@attrs.define
 class SessionForm:
     """
     A L{Session <ccproxy.core.session.Session>}.
@@ -193,7 +197,7 @@ class SessionForm:
     endIn: Optional[float] = None
 
 
-@attrs.frozen
+@attrs.define
 class FlowForm:
     """
     A L{Flow <ccproxy.core.flow.Flow>}.
@@ -215,7 +219,7 @@ class FlowForm:
     dueIn: float = 0.0
 
 
-@attrs.frozen
+@attrs.define
 class VMForm:
     """
     A L{VM <ccproxy.core.vm.VM>}.
@@ -268,7 +272,7 @@ class VMForm:
     traffic: dict[str, int] = attrs.field(factory=dict)
 
 
-@attrs.frozen
+@attrs.define
 class Snapshot:
     """
     A L{Registry <ccproxy.core.registry.Registry>}, and all that it leads to.

@@ -45,6 +45,7 @@ from .snapshot import (
     VMForm,
 )
 from .states import ClientState
+from .traffic import Traffic
 from .vm import VM
 
 T = TypeVar("T")
@@ -58,6 +59,9 @@ KINDS: dict[type[ControlCommand], Any] = {
     PingCommand: "ping",
     VersionCommand: "version",
 }
+
+
+_TRAFFIC = [field.name for field in attrs.fields(Traffic)]
 
 
 def write(registry: Registry, keyOf: Callable[[IConnection], Key]) -> Snapshot:
@@ -219,24 +223,21 @@ class _Writer:
             expired=command.expired,
         )
         if isinstance(command, SlotCommand):
-            form = attrs.evolve(form, slot=self._slots.place(command.slot))
+            form.slot = self._slots.place(command.slot)
         if isinstance(command, SignalCommand):
-            session = command._session
-            return attrs.evolve(
-                form,
-                vm=self._vms.place(session.vm),
-                session=self._sessions.place(session),
-                signal=command._signal,
-            )
-        if isinstance(command, HyperCommand):
-            form = attrs.evolve(form, body=command._body)
-        elif isinstance(command, StartCommand):
-            form = attrs.evolve(
-                form, session=self._sessions.maybe(command.session), start=_start(command.data)
-            )
-        elif not isinstance(command, (PingCommand, VersionCommand)):
+            form.vm = self._vms.place(command._session.vm)
+            form.session = self._sessions.place(command._session)
+            form.signal = command._signal
+        elif isinstance(command, (HyperCommand, StartCommand, PingCommand, VersionCommand)):
+            form.vm = self._vms.place(command._vm)
+        else:
             raise LocalProtocolError(f"{command} cannot be written down")
-        return attrs.evolve(form, vm=self._vms.place(command._vm))
+        if isinstance(command, HyperCommand):
+            form.body = command._body
+        elif isinstance(command, StartCommand):
+            form.session = self._sessions.maybe(command.session)
+            form.start = _start(command.data)
+        return form
 
     def _session(self, session: Session) -> SessionForm:
         processes, stdin, output = session.vm.processes, session.stdin, session.output
@@ -326,7 +327,7 @@ class _Writer:
             rest=stdin._rest if self._only is None else b"",
             flow=self._flow(vm.flow) if self._only is None else FlowForm(),
             url=vm.url,
-            traffic=attrs.asdict(vm.traffic),
+            traffic={name: getattr(vm.traffic, name) for name in _TRAFFIC},
         )
 
     def _flow(self, flow: Flow) -> FlowForm:

@@ -71,7 +71,7 @@ class ListeningForm:
     served: bool = False
 
 
-@attrs.frozen
+@attrs.define
 class EntryForm:
     """
     One entry, of which most are about a VM.
@@ -209,7 +209,8 @@ class Journal:
         Write an entry, and send the commands that it has for the agent: by way of the pipe, from
         which they go to the socket in one step that either happens or does not.
         """
-        data, size = _encoded(attrs.evolve(form, staged=True)), len(commands)
+        form.staged = True
+        data, size = _encoded(form), len(commands)
         # One right behind the other: what is in the pipe is taken for what the last entry has.
         os.write(self._pipe[1], commands)
         self._write(data)
