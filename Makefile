@@ -7,6 +7,7 @@
 #   make lint           types and style alone
 #   make fuzz           the fuzz targets, guided by coverage, for TIME=600 seconds
 #   make test-vm        the tests that boot real VMs
+#   make restart-test  100 restarts and 200 kills under load: RESTARTS= KILLS= SESSIONS=
 #   make soak           VMs and shims that come and go, for TIME=1200 seconds
 #   make bench          what a frame, a keystroke and a VM cost; with DOCS=1 for docs/performance
 #   make bench-check    whether that is within bench/speed/bounds.toml
@@ -36,7 +37,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # The tests run from the wheel; those of what is not in it find it here.
 export CCPROXY_SOURCE := $(CURDIR)
 
-.PHONY: run vm command test test-vm unit lint test-lowest check-run fuzz soak bench bench-check install uninstall test-systemd check-contrib docs man conformance clean
+.PHONY: run vm command test test-vm unit lint test-lowest check-run fuzz restart-test soak bench bench-check install uninstall test-systemd check-contrib docs man conformance clean
 .DELETE_ON_ERROR:
 
 # The command is given to the shell inside the VM exactly as it was typed, so make must not look
@@ -96,6 +97,11 @@ test-vm: $(VENV)/.tools
 
 fuzz: $(VENV)/.fuzz
 	@"$(BIN)/python" -m fuzz run --time $(or $(TIME),600)
+
+restart-test: $(VENV)/.tools
+	@CCPROXY_RESTARTS=$(or $(RESTARTS),100) CCPROXY_KILLS=$(or $(KILLS),200) \
+	CCPROXY_RESTART_SESSIONS=$(or $(SESSIONS),50) $(MAKE) --no-print-directory unit \
+	    TESTS='ccproxy.test.test_process_restart.PlannedRestartTests ccproxy.test.test_process_restart.CrashTests'
 
 soak: $(VENV)/.installed
 	@"$(BIN)/python" -m bench.soak --time $(or $(TIME),1200)

@@ -1,0 +1,3 @@
+A planned restart (``systemctl restart``, ``ccproxyctl restart``, SIGTERM under ``--keep-descriptors``) closes no connection and loses no byte: the next process takes everything up, and answers what was under way. ``ccproxyctl supervise`` does for machines without systemd what systemd's descriptor store does.
+A daemon that dies costs no container its life: VMs, sessions, tokens and the shims' connections go on with the next one, no stream is out of step, and what was lost of a session is said.
+``cc-proxy -uri`` can let the daemon of the host serve its pod (``join``, ``CC_PROXY_JOIN=1``), which takes no process of its own then, and survives restarts.
