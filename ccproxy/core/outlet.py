@@ -12,7 +12,7 @@ from ..wire.translation import frameAround
 from .flow import Budget
 
 #: The most that is handed to a connection in one call, in bytes. AF_UNIX takes that whole or
-#: not at all.
+#: not at all: so a daemon that dies has not sent a frame in part, unless it is longer than that.
 MOST_PER_SEND = 32 << 10
 #: The most buffers in one call, well below the system's IOV_MAX.
 MOST_BUFFERS = 64
@@ -62,7 +62,7 @@ class Outlet:
         """
         taken = 0
         if not self._blocks:
-            taken = self._connection.send(spans)
+            taken = self._connection.send(spans if total <= MOST_PER_SEND else _portions(spans))
             if taken == total:
                 return
         block = b"".join(spans)
@@ -83,11 +83,20 @@ class Outlet:
             for block, _ in blocks:
                 if total >= MOST_PER_SEND or len(buffers) >= MOST_BUFFERS:
                     break
-                piece = block if buffers or not self._offset else memoryview(block)[self._offset :]
-                if len(piece) > MOST_PER_SEND - total:
-                    piece = memoryview(piece)[: MOST_PER_SEND - total]
+                start = 0 if buffers else self._offset
+                stop = len(block)
+                if stop - start > MOST_PER_SEND - total:
+                    longest = start + MOST_PER_SEND - total
+                    stop, _ = frameAround(block, longest)
+                    if stop <= start:
+                        if buffers:
+                            break
+                        stop = longest
+                piece = memoryview(block)[start:stop] if start or stop < len(block) else block
                 buffers.append(piece)
                 total += len(piece)
+                if stop < len(block):
+                    break
             taken = self._connection.send(buffers)
             self.drop(taken)
             if taken < total:
@@ -153,3 +162,16 @@ class Outlet:
         self._blocks.clear()
         self._offset = self.size = self.kept = 0
         return back
+
+
+def _portions(spans: list[memoryview]) -> list[memoryview]:
+    """The same frames, in pieces of whole frames that one call takes, as far as that goes."""
+    pieces = []
+    for span in spans:
+        rest = span
+        while len(rest) > MOST_PER_SEND:
+            start, stop = frameAround(rest, MOST_PER_SEND)
+            pieces.append(rest[: start or stop])
+            rest = rest[start or stop :]
+        pieces.append(rest)
+    return pieces

@@ -4,6 +4,8 @@ What is on its way to a connection.
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -159,6 +161,41 @@ class SendTests(SynchronousTestCase):
         self.assertEqual(bytes(wire.connection.written), expected)
         self.assertLessEqual(max(size for size, _ in sizes), MOST_PER_SEND)
         self.assertLessEqual(max(count for _, count in sizes), MOST_BUFFERS)
+
+
+    def test_wholeFrames(self) -> None:
+        """A call ends behind a frame, so that a daemon which dies after it has cut none."""
+        for queued in (True, False):
+            wire = Wire()
+            ends: list[int] = []
+
+            def watch(data: list[bytes], send: Any = wire.connection.send, ends: Any = ends) -> Any:
+                # As the transport does: each buffer whole, unless it is longer than one call.
+                for buffer in data:
+                    for at in range(0, len(buffer), MOST_PER_SEND):
+                        ends.append(len(buffer[at : at + MOST_PER_SEND]))
+                return send(data)
+
+            wire.connection.send = watch  # type: ignore[method-assign,assignment]
+            frames = encodeStream(Stream.STDOUT, b"x" * 1024) * 100
+            frames += encodeStream(Stream.STDOUT, b"y" * 500) * 100
+            if queued:
+                middle = 50 * (1024 + 12)
+                wire.budget.used += len(frames)
+                wire.outlet.push(frames[:middle], kept=True)
+                wire.outlet.push(frames[middle:], kept=True)
+                wire.outlet.flush()
+            else:
+                wire.outlet.sendSpans([memoryview(frames)], len(frames))
+            self.assertEqual(bytes(wire.connection.written), frames)
+            decoder = FrameDecoder()
+            self.assertGreater(len(ends), len(frames) // MOST_PER_SEND)
+            for size in ends:
+                decoder.feed(frames[:size])
+                frames = frames[size:]
+                while decoder.next() is not None:
+                    pass
+                self.assertEqual(decoder.pending, 0)
 
 
 class PeerGoneTests(SynchronousTestCase):

@@ -21,6 +21,10 @@ assert IO_HEADER.size == SIZE
 # of the number.
 _COLUMNS = (11, 10, 7, 6, 9, 5, 4, 3, 2, 1, 0, 8)
 
+# A run is followed in steps: looking at all that follows would cost that much for each short run.
+_FIRST_STEP = 64
+_STEP_GROWTH = 16
+
 # The first 8 bytes of a stream frame's header as one number, and its last 4, the length, are laid
 # out like the header of an I/O message.
 _BEGINNINGS = [
@@ -38,12 +42,20 @@ def runLength(data: memoryview, offset: int, end: int, size: int) -> int:
     @param size: its length, header included.
     @return: their number, at least 1; all are whole.
     """
-    count = (end - offset) // size
-    for column in _COLUMNS:
-        if count == 1:
+    most, count, step = (end - offset) // size, 1, _FIRST_STEP
+    while count < most:
+        # One more than is new, to compare with.
+        start, looked = offset + (count - 1) * size, 1 + min(step, most - count)
+        same = looked
+        for column in _COLUMNS:
+            if same == 1:
+                break
+            values = bytes(data[start + column : start + same * size : size])
+            same -= len(values.lstrip(values[:1]))
+        count += same - 1
+        if same < looked:
             break
-        values = bytes(data[offset + column : offset + count * size : size])
-        count -= len(values.lstrip(values[:1]))
+        step *= _STEP_GROWTH
     return count
 
 
@@ -65,7 +77,7 @@ def translate(data: memoryview, offset: int, size: int, count: int, stream: Stre
         data[offset + column : end : size] = header[column : column + 1] * count
 
 
-def frameAround(frames: bytes, position: int) -> tuple[int, int]:
+def frameAround(frames: bytes | memoryview, position: int) -> tuple[int, int]:
     """
     Which of several whole frames a position lies in.
 
