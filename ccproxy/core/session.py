@@ -253,8 +253,9 @@ class Session:
         """
         if not self._flowing or size <= IO_HEADER.size:
             return 0
-        if number == self.stdio:
-            if self._sawEnd and size == IO_HEADER.size + 1:
+        if self._sawEnd:
+            # Who asks does so once for many messages, the exit status perhaps among them.
+            if number != self.stdio or size == IO_HEADER.size + 1:
                 return 0
             self._sawEnd = False
         return self.output.room

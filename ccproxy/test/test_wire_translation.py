@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ccproxy.wire.codes import Stream
 from ccproxy.wire.frames import encodeStream
 from ccproxy.wire.messages import IO_HEADER, encodeIO, readMessage
-from ccproxy.wire.translation import frameAround, runLength, translate
+from ccproxy.wire.translation import SIZE, frameAround, runLength, translate
 
 messages = st.lists(
     st.tuples(
@@ -54,6 +54,26 @@ class TranslationTests(SynchronousTestCase):
         self.assertLessEqual(count * size, len(data))
         after = data[count * size : count * size + size]
         self.assertFalse(len(after) == size and after[:12] == data[:12])
+
+    def test_shortRuns(self) -> None:
+        """P3: what finding a run costs is measured by its length, not by all that has come."""
+        looked = 0
+
+        class Counting:
+            """Data that knows how much of it was looked at."""
+
+            def __getitem__(self, place: slice) -> bytes:
+                nonlocal looked
+                found = data[place]
+                looked += len(found)
+                return found
+
+        for length in (2, 100, 5000):
+            data = encodeIO(3, b"a") * length + encodeIO(3, b"bc") * 20_000
+            looked = 0
+            run = runLength(Counting(), 0, len(data), SIZE + 1)  # type: ignore[arg-type]
+            self.assertEqual(run, length)
+            self.assertLess(looked, 30 * length + 200)
 
     @given(st.lists(st.binary(max_size=20), min_size=1, max_size=10), st.data())
     def test_frameAround(self, bodies: list[bytes], data: st.DataObject) -> None:
