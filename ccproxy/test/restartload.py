@@ -380,7 +380,7 @@ class Shim(Peer):
         data = records(self.session, self.sent, count)
         self.sent += count
         self.end.outgoing += encodeFrame(FrameType.STREAM, Stream.STDIN, data)
-        if not self.waiting and not finish:
+        if not self.waiting and not finish and self.sent % 5 == 0:
             self.command(Command.SIGNAL, {"signalNumber": SIGUSR1}, b"")
             self.signals += 1
         if finish and not self.waiting:

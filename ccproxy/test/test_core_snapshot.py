@@ -256,6 +256,38 @@ class ResumeTests(SynchronousTestCase):
         world.clock.advance(0.2)
         self.assertTrue(shim.frame().error)
 
+    def test_parkedStart(self) -> None:
+        """So does the wait of a start for its shim."""
+        world = World(shimTimeout=20.0)
+        _, runtime, tokens = world.register(streams=1)
+        runtime.hyper("newcontainer", startData(), tokens)
+        world.clock.advance(19.0)
+        world.restart()
+        world.clock.advance(0.9)
+        self.assertEqual(runtime.frames(), [])
+        world.clock.advance(0.2)
+        self.assertTrue(runtime.frame().error)
+
+    def test_stdin(self) -> None:
+        """
+        Stdin goes on in the middle of a piece, and not before the agent has read what was sent.
+        """
+        world = World()
+        agent, runtime, tokens = world.register(streams=1)
+        shim = world.process(agent, runtime, tokens[0])
+        sent = b"".join(b"%08d" % n for n in range(4000))
+        shim.stream(Stream.STDIN, sent)
+        got = b"".join(body for _, body in agent.stdin())
+        self.assertLess(len(got), len(sent))
+        world.restart()
+        self.assertEqual(agent.stdin(), [])
+        while len(got) < len(sent):
+            before = len(got)
+            agent.io.drain()
+            got += b"".join(body for _, body in agent.stdin())
+            self.assertGreater(len(got), before)
+        self.assertEqual(got, sent)
+
 
 class CompletenessTests(SynchronousTestCase):
     """

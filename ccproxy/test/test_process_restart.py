@@ -368,6 +368,7 @@ class CrashTests(RestartCase):
         load.finish()
         self.assertEqual(self.count("recovered"), KILLS)
         self.report(load)
+        self.assertEqual([wrong for each in load.runtimes for wrong in each.wrong], [])
         self.assertEqual([shim for shim in load.shims if shim.closed], [])
         self.assertEqual([agent for agent in load.agents.agents if agent.closed], [])
 
