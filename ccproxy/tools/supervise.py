@@ -66,11 +66,14 @@ class Store:
         known = {_identity(descriptor) for _, descriptor in self.kept}
         refused = 0
         for descriptor in descriptors:
-            full = len(self.kept) >= self.capacity
-            if full or _identity(descriptor) in known:
+            identity = _identity(descriptor)
+            if identity in known:
                 os.close(descriptor)
-                refused += full
+            elif len(self.kept) >= self.capacity:
+                os.close(descriptor)
+                refused += 1
             else:
+                known.add(identity)
                 self.kept.append((name, descriptor))
         return refused
 

@@ -1,0 +1,235 @@
+"""
+What outlives the process: sockets that remember what of their input was used, the journal, the
+supervisor's store, descriptors that come with bytes, and those that are passed at the start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from array import array
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from ccproxy.core.snapshot import (
+    BadSnapshot,
+    OutletForm,
+    Snapshot,
+    VMForm,
+    seal,
+)
+from ccproxy.core.states import VMState
+from ccproxy.net.passed import PREFIX, inodeOf, takePassed
+from ccproxy.net.rights import MOST_HELD, Received, RightsSocket
+from ccproxy.net.transport import Kept, skipUsed
+from ccproxy.service.journal import EntryForm, _encoded, readJournal
+from ccproxy.tools.supervise import Store
+from ccproxy.wire.codes import Dialect
+from ccproxy.wire.payloads import RegisterVM
+
+from .sockets import SocketCase
+
+SO_PEEK_OFF = 42
+
+
+class SkipTests(SocketCase):
+    """What the next process does not use again."""
+
+    def died(self, kept: Kept, before: bool) -> tuple[socket.socket, int]:
+        """
+        A socket whose process has died while it used the input.
+
+        @param before: before it noted what it has used, or else after that, and before it took it.
+        @return: our end, and the witness.
+        """
+        offsets: list[int] = []
+
+        def use(data: memoryview) -> int:
+            offsets.append(ours.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF))
+            return 6
+
+        sink, transport, theirs = self.connected(use)
+        ours = transport._socket
+        transport.kept = kept
+        theirs.send(b"used\\n\\nrest")
+        self.turn()
+        self.assertEqual(sink.data, b"used\\n\\nrest"[:6])
+        self.assertEqual(ours.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF), -1)
+        # The same once more, up to the moment of death.
+        copy = socket.socket(fileno=os.dup(ours.fileno()))
+        self.addCleanup(copy.close)
+        witness = transport.witness
+        copy.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, offsets[-1] if before else 4)
+        return copy, witness
+
+    def test_notNoted(self) -> None:
+        """What was not noted is used again."""
+        ours, _ = self.died(Kept.NOTED, before=True)
+        self.assertEqual(skipUsed(ours), 0)
+
+    def test_noted(self) -> None:
+        """What was noted and not taken is skipped."""
+        for kept in (Kept.NOTED, Kept.WITNESSED):
+            ours, _ = self.died(kept, before=False)
+            self.assertEqual(skipUsed(ours), 4)
+            self.assertEqual(ours.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF), -1)
+
+    def test_journalled(self) -> None:
+        """What the journal says was used is skipped if it speaks of the input at hand."""
+        for other, skipped in ((0, 2), (1, 0)):
+            ours, witness = self.died(Kept.WITNESSED, before=True)
+            self.assertEqual(skipUsed(ours, 2, witness + other), skipped)
+
+    def test_taken(self) -> None:
+        """What has been taken is not skipped twice: the kernel lowers the note itself."""
+        ours, theirs = self.pair()
+        theirs.send(b"0123456789")
+        ours.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 6)
+        self.assertEqual(ours.recv(6), b"012345")
+        self.assertEqual(skipUsed(ours), 0)
+        self.assertEqual(ours.recv(10), b"6789")
+
+
+class JournalTests(SynchronousTestCase):
+    """Reading a journal."""
+
+    def entry(self, serial: int, waiting: bytes = b"", staged: bool = False) -> EntryForm:
+        """An entry about a VM that has a command for its agent."""
+        request = RegisterVM("vm", "/c", "/i")
+        out = OutletForm([(waiting, False)] if waiting else [])
+        vm = VMForm(request, serial, VMState.REGISTERED, Dialect.CC, controlOut=out)
+        return EntryForm(serial, Snapshot(vms=[vm]), staged=staged)
+
+    def read(self, *entries: EntryForm, staged: bytes = b"", cut: int = 0) -> Any:
+        """What a journal with these entries says."""
+        data = seal(b"") + b"".join(map(_encoded, entries))
+        return readJournal(data[: len(data) - cut], staged)
+
+    def waiting(self, found: Any, serial: int) -> bytes:
+        """The commands that are to be sent to a VM's agent."""
+        blocks = found.vms[serial].snapshot.vms[0].controlOut.blocks
+        return b"".join(block for block, _ in blocks)
+
+    def test_lastWord(self) -> None:
+        """The last entry of each VM counts, and a VM that is gone is gone."""
+        found = self.read(self.entry(1), self.entry(2, b"old"), self.entry(2, b"new"), EntryForm(1))
+        self.assertEqual((list(found.vms), self.waiting(found, 2)), ([2], b"new"))
+
+    def test_torn(self) -> None:
+        """An entry that was not written whole was not written."""
+        for cut in range(1, len(_encoded(self.entry(2, b"new"))) + 1):
+            found = self.read(self.entry(2, b"old"), self.entry(2, b"new"), cut=cut)
+            self.assertEqual(self.waiting(found, 2), b"old")
+
+    def test_staged(self) -> None:
+        """A command that is still in the pipe is sent, any other that was there has been."""
+        entries = self.entry(1, b"one", True), self.entry(2, b"two", True)
+        found = self.read(*entries, staged=b"two")
+        self.assertEqual((self.waiting(found, 1), self.waiting(found, 2)), (b"", b"two"))
+        for staged in (b"", b"three"):
+            found = self.read(*entries, staged=staged)
+            self.assertEqual((self.waiting(found, 1), self.waiting(found, 2)), (b"", b""))
+
+    def test_rests(self) -> None:
+        """What was taken from a socket and not used is known until it is used."""
+        found = self.read(EntryForm(rests={5: b"half", 6: b"a"}), EntryForm(rests={6: b""}))
+        self.assertEqual(found.rests[5], b"half")
+        self.assertFalse(found.rests.get(6))
+
+    def test_strange(self) -> None:
+        """What is no journal is refused."""
+        self.assertRaises(BadSnapshot, readJournal, b"", b"")
+        self.assertRaises(BadSnapshot, readJournal, b"x" * 100, b"")
+
+
+class StoreTests(SynchronousTestCase):
+    """What a supervisor keeps."""
+
+    def descriptor(self) -> int:
+        """Something to keep."""
+        reading, writing = os.pipe()
+        os.close(writing)
+        return reading
+
+    def test_same(self) -> None:
+        """The same thing is kept once, and those that do not fit are counted."""
+        store, first = Store(2), self.descriptor()
+        again, other, third = os.dup(first), self.descriptor(), self.descriptor()
+        self.assertEqual(store.add("a", [first, again, other]), 0)
+        self.assertEqual(store.add("a", [third]), 1)
+        self.assertEqual([name for name, _ in store.kept], ["a", "a"])
+        for closed in (again, third):
+            self.assertRaises(OSError, os.fstat, closed)
+        store.remove("b")
+        self.assertEqual(len(store.kept), 2)
+        store.remove("a")
+        self.assertRaises(OSError, os.fstat, first)
+
+    def test_end(self) -> None:
+        """At the end, who is at the other ends learns it, though others have the sockets too."""
+        store = Store(2)
+        ours, theirs = socket.socketpair()
+        with theirs, socket.socket(fileno=os.dup(ours.fileno())):
+            store.add("a", [ours.detach()])
+            store.end()
+            theirs.settimeout(5)
+            self.assertEqual(theirs.recv(1), b"")
+
+
+class PassedTests(SynchronousTestCase):
+    """What is passed at the start."""
+
+    def test_others(self) -> None:
+        """Those of a unit are left to who asks next; those of another process are none of ours."""
+        environment = {"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": f"{PREFIX}state"}
+        self.assertEqual(takePassed(environment), [])
+        self.assertEqual(len(environment), 3)
+        environment = {
+            "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "x.socket",
+        }  # fmt: skip
+        self.assertEqual(takePassed(environment), [])
+        self.assertEqual(environment["LISTEN_FDS"], "1")
+
+
+class RightsTests(SynchronousTestCase):
+    """Descriptors that come with bytes."""
+
+    def test_looked(self) -> None:
+        """They come when the bytes are looked at, once however often that is."""
+        received = Received()
+        self.addCleanup(received.close)
+        plain, theirs = socket.socketpair()
+        with theirs, RightsSocket.make(plain, received) as ours:
+            sent, other = socket.socketpair()
+            inode = inodeOf(sent.fileno())
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [sent.fileno()]))
+            theirs.sendmsg([b"hello"], [rights])
+            sent.close()
+            buffer = bytearray(10)
+            before = len(os.listdir("/proc/self/fd"))
+            for _ in range(3):
+                self.assertEqual(ours.recv_into(buffer, 0, socket.MSG_PEEK), 5)
+            self.assertEqual(len(os.listdir("/proc/self/fd")), before + 1)
+            self.assertEqual(ours.recv_into(buffer), 5)
+            taken = received.take(inode)
+            assert taken is not None
+            with other, socket.socket(fileno=taken) as came:
+                came.send(b"x")
+                self.assertEqual(other.recv(1), b"x")
+            self.assertIs(received.take(inode), None)
+
+    def test_bounded(self) -> None:
+        """Nobody fills the daemon with descriptors."""
+        received = Received()
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3 * MOST_HELD):
+            reading, writing = os.pipe()
+            os.close(writing)
+            received.add(reading)
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before + MOST_HELD)
+        received.close()
+        with contextlib.suppress(OSError):
+            self.assertEqual(len(os.listdir("/proc/self/fd")), before)
