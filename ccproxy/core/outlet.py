@@ -7,12 +7,15 @@ and those that were not go back to the session when the connection is lost (prom
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from ..interfaces import IConnection
 from ..wire.translation import frameAround
 from .flow import Budget
 
 #: The most that is handed to a connection in one call, in bytes. AF_UNIX takes that whole or
-#: not at all: so a daemon that dies has not sent a frame in part, unless it is longer than that.
+#: not at all, and each call ends behind a frame: so a daemon that dies has not sent a frame in
+#: part, unless it is longer than that.
 MOST_PER_SEND = 32 << 10
 #: The most buffers in one call, well below the system's IOV_MAX.
 MOST_BUFFERS = 64
@@ -57,22 +60,29 @@ class Outlet:
         """
         Send whole frames of the session at once if nothing is queued, and keep what is not taken.
 
-        @param spans: where the frames stand, for the time of this call.
+        @param spans: where the frames stand, for the time of this call: whole frames, in pieces
+            that one call takes.
         @param total: how many bytes they are.
         """
         taken = 0
         if not self._blocks:
-            taken = self._connection.send(spans if total <= MOST_PER_SEND else _portions(spans))
+            taken = self._connection.send(spans)
             if taken == total:
                 return
-        block = b"".join(spans)
+        whole = 0
+        while taken >= len(spans[whole]):
+            taken -= len(spans[whole])
+            whole += 1
+        rest = spans[whole:]
         if taken:
-            start, _ = frameAround(block, taken)
-            block = block[start:]
+            # A frame of which a part was taken is kept whole.
+            start, _ = frameAround(rest[0], taken)
+            rest[0] = rest[0][start:]
             self._offset = taken - start
             self.size = -self._offset
-        self._budget.used += len(block)
-        self.push(block, kept=True)
+        for block in joined(rest):
+            self._budget.used += len(block)
+            self.push(block, kept=True)
 
     def flush(self) -> None:
         """Hand over what the connection takes now."""
@@ -81,22 +91,15 @@ class Outlet:
             buffers: list[bytes | memoryview] = []
             total = 0
             for block, _ in blocks:
-                if total >= MOST_PER_SEND or len(buffers) >= MOST_BUFFERS:
+                piece = block if buffers or not self._offset else memoryview(block)[self._offset :]
+                if buffers and (
+                    total + len(piece) > MOST_PER_SEND or len(buffers) == MOST_BUFFERS
+                ):
                     break
-                start = 0 if buffers else self._offset
-                stop = len(block)
-                if stop - start > MOST_PER_SEND - total:
-                    longest = start + MOST_PER_SEND - total
-                    stop, _ = frameAround(block, longest)
-                    if stop <= start:
-                        if buffers:
-                            break
-                        stop = longest
-                piece = memoryview(block)[start:stop] if start or stop < len(block) else block
+                if len(piece) > MOST_PER_SEND:
+                    piece = memoryview(piece)[:MOST_PER_SEND]
                 buffers.append(piece)
                 total += len(piece)
-                if stop < len(block):
-                    break
             taken = self._connection.send(buffers)
             self.drop(taken)
             if taken < total:
@@ -164,14 +167,19 @@ class Outlet:
         return back
 
 
-def _portions(spans: list[memoryview]) -> list[memoryview]:
-    """The same frames, in pieces of whole frames that one call takes, as far as that goes."""
-    pieces = []
+def joined(spans: Iterable[memoryview]) -> Iterator[bytes]:
+    """
+    Join frames to blocks that one call takes.
+
+    @param spans: whole frames, in pieces that one call takes.
+    """
+    block: list[memoryview] = []
+    size = 0
     for span in spans:
-        rest = span
-        while len(rest) > MOST_PER_SEND:
-            start, stop = frameAround(rest, MOST_PER_SEND)
-            pieces.append(rest[: start or stop])
-            rest = rest[start or stop :]
-        pieces.append(rest)
-    return pieces
+        if block and size + len(span) > MOST_PER_SEND:
+            yield b"".join(block)
+            block, size = [], 0
+        block.append(span)
+        size += len(span)
+    if block:
+        yield b"".join(block)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import LocalProtocolError
 from .flow import Budget
+from .outlet import joined
 
 if TYPE_CHECKING:
     from .client import Client
@@ -67,14 +68,15 @@ class Output:
         """
         Add whole frames, and send them at once.
 
-        @param spans: where the frames stand, for the time of this call.
+        @param spans: where the frames stand, for the time of this call: whole frames, in pieces
+            that one call takes.
         @param total: how many bytes they are.
         """
         if self.shim is not None:
             self.shim.outlet.sendSpans(spans, total)
         else:
             self._budget.used += total
-            self.pending.append(b"".join(spans))
+            self.pending += joined(spans)
             self.pendingSize += total
 
     def connect(self, shim: Client) -> None:

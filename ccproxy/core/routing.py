@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ..wire.codes import Stream
 from ..wire.messages import IO_HEADER, readMessage
 from ..wire.translation import SIZE, runLength, translate
+from .outlet import MOST_PER_SEND
 
 if TYPE_CHECKING:
     from .session import Session
@@ -40,6 +41,18 @@ class _Gathered:
         self.start = self.stop = start
         self.room = room
         self.total = 0
+
+    def divide(self, size: int, stop: int) -> None:
+        """
+        Make spans that one call takes of a run that is too long for that, but for the last one.
+
+        @param size: the length of each of its frames.
+        @param stop: where the run ends.
+        """
+        step = max(1, MOST_PER_SEND // size) * size
+        while stop - self.start > step:
+            self.spans.append((self.start, self.start + step))
+            self.start += step
 
 
 def route(vm: VM, data: memoryview, offset: int) -> int:
@@ -73,9 +86,11 @@ def route(vm: VM, data: memoryview, offset: int) -> int:
                 translate(data, offset, size, count, stream)
                 if held is None:
                     held = gathered[session] = _Gathered(offset, room)
-                elif held.stop != offset:
+                elif held.stop != offset or stop - held.start > MOST_PER_SEND:
                     held.spans.append((held.start, held.stop))
                     held.start = offset
+                if stop - offset > MOST_PER_SEND:
+                    held.divide(size, stop)
                 held.stop = stop
                 held.total += stop - offset
                 held.room = room - stop + offset

@@ -13,10 +13,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from ccproxy.core.flow import Budget
 from ccproxy.core.limits import Limits
 from ccproxy.core.outlet import MOST_BUFFERS, MOST_PER_SEND, Outlet
-from ccproxy.wire.codes import FrameType, Stream
+from ccproxy.wire.codes import Dialect, FrameType, Stream
 from ccproxy.wire.frames import FrameDecoder, encodeFrame, encodeStream
+from ccproxy.wire.messages import encodeIO
 
-from .memory import MemoryConnection
+from .memory import MemoryConnection, World
 
 
 class Wire:
@@ -162,37 +163,34 @@ class SendTests(SynchronousTestCase):
         self.assertLessEqual(max(size for size, _ in sizes), MOST_PER_SEND)
         self.assertLessEqual(max(count for _, count in sizes), MOST_BUFFERS)
 
-
     def test_wholeFrames(self) -> None:
         """A call ends behind a frame, so that a daemon which dies after it has cut none."""
+        output = encodeIO(3, b"x" * 1024) * 100 + encodeIO(3, b"y" * 500) * 100
         for queued in (True, False):
-            wire = Wire()
-            ends: list[int] = []
+            world = World(Dialect.CC)
+            agent, runtime, (token,) = world.register(streams=1)
+            connection = world.process(agent, runtime, token).connection
+            connection.take()
+            connection.room = 0 if queued else None
+            if queued:
+                agent.io.feed(output)
+            pieces: list[bytes] = []
 
-            def watch(data: list[bytes], send: Any = wire.connection.send, ends: Any = ends) -> Any:
-                # As the transport does: each buffer whole, unless it is longer than one call.
-                for buffer in data:
-                    for at in range(0, len(buffer), MOST_PER_SEND):
-                        ends.append(len(buffer[at : at + MOST_PER_SEND]))
+            def watch(data: list[bytes], send: Any = connection.send, to: Any = pieces) -> Any:
+                to += map(bytes, data)
                 return send(data)
 
-            wire.connection.send = watch  # type: ignore[method-assign,assignment]
-            frames = encodeStream(Stream.STDOUT, b"x" * 1024) * 100
-            frames += encodeStream(Stream.STDOUT, b"y" * 500) * 100
+            connection.send = watch  # type: ignore[method-assign,assignment]
             if queued:
-                middle = 50 * (1024 + 12)
-                wire.budget.used += len(frames)
-                wire.outlet.push(frames[:middle], kept=True)
-                wire.outlet.push(frames[middle:], kept=True)
-                wire.outlet.flush()
+                connection.makeRoom()
             else:
-                wire.outlet.sendSpans([memoryview(frames)], len(frames))
-            self.assertEqual(bytes(wire.connection.written), frames)
-            decoder = FrameDecoder()
-            self.assertGreater(len(ends), len(frames) // MOST_PER_SEND)
-            for size in ends:
-                decoder.feed(frames[:size])
-                frames = frames[size:]
+                agent.io.feed(output)
+            self.assertEqual(sum(map(len, pieces)), len(output))
+            self.assertGreater(len(pieces), len(output) // MOST_PER_SEND)
+            for piece in pieces:
+                self.assertLessEqual(len(piece), MOST_PER_SEND)
+                decoder = FrameDecoder()
+                decoder.feed(piece)
                 while decoder.next() is not None:
                     pass
                 self.assertEqual(decoder.pending, 0)
