@@ -34,8 +34,8 @@ from ..net.polling import Poller
 from ..net.protocols import AgentChannel
 from ..net.store import DescriptorStore
 from ..net.transport import StreamTransport, skipUsed
-from .journal import CONNECTION, JOURNAL, STAGING, Journal, ListeningForm, readJournal
-from .pods import Pods
+from .journal import CONNECTION, JOURNAL, STAGING, Journal, readJournal
+from .pods import ListeningForm, Pods
 
 if TYPE_CHECKING:
     from socket import socket

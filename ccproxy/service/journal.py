@@ -14,7 +14,7 @@ import os
 import zlib
 from collections.abc import Iterable
 from struct import Struct
-from typing import TYPE_CHECKING, Optional
+from typing import Optional
 
 import attrs
 import msgspec
@@ -31,9 +31,7 @@ from ..net.passed import inodeOf
 from ..net.polling import Poller
 from ..net.store import DescriptorStore
 from ..net.transport import Kept, StreamTransport
-
-if TYPE_CHECKING:
-    from .pods import Pods
+from .pods import ListeningForm, Pods
 
 #: How the name of a journal begins under which the manager keeps it.
 JOURNAL = "journal-"
@@ -53,22 +51,6 @@ MOST_STAGED = 32 << 10
 #: In front of each entry: its length and its checksum.
 _ENTRY = Struct(">II")
 _NOT_YET = (VMState.CONNECTING, VMState.WAITING)
-
-
-@attrs.frozen
-class ListeningForm:
-    """
-    The client socket.
-
-    @ivar path: where it is.
-    @ivar made: what tells the file there from others.
-    @ivar served: of a pod, whether its VM has been registered.
-    """
-
-    key: Key
-    path: str
-    made: Optional[tuple[int, int]] = None
-    served: bool = False
 
 
 @attrs.define

@@ -7,8 +7,9 @@ Each serves one VM, as the process would have that bound it, and goes when that 
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
+import attrs
 from twisted.application.service import Service
 from twisted.logger import Logger
 
@@ -21,13 +22,28 @@ from ..net.passed import Passed, inodeOf
 from ..net.polling import Poller
 from ..net.protocols import ProxyFactory
 from ..net.rights import Received
-from .journal import ListeningForm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: Seconds between two looks at which VMs are still there.
 LOOK = 1.0
+
+
+@attrs.frozen
+class ListeningForm:
+    """
+    The client socket.
+
+    @ivar path: where it is.
+    @ivar made: what tells the file there from others.
+    @ivar served: of a pod, whether its VM has been registered.
+    """
+
+    key: int
+    path: str
+    made: Optional[tuple[int, int]] = None
+    served: bool = False
 
 
 class CannotJoin(CCProxyError):

@@ -15,9 +15,9 @@ from twisted.logger import Logger
 
 from ..net.restarting import HANDED_OVER, KEEP_VARIABLE
 from ..net.store import DescriptorStore
-from .handover import Handover
 
 if TYPE_CHECKING:
+    from .handover import Handover
     from .proxy import ProxyService
     from .settings import Settings
 
@@ -50,14 +50,8 @@ class Restart:
         notifier = proxy.systemd.notifier
         self.keeps = wanted and notifier.present
         self._useless = wanted and not notifier.present
-        service = proxy.registry
-        self.handover = Handover(
-            service.registry,
-            service.connector,
-            service.poller,
-            DescriptorStore(notifier, environment),
-            proxy.pods,
-        )
+        self._store = DescriptorStore(notifier, environment)
+        self._handover: Handover | None = None
 
     def take(self) -> None:
         """Look at what the process before has left."""
@@ -68,13 +62,23 @@ class Restart:
                 " FileDescriptorStoreMax=, or with ccproxyctl supervise",
                 event="store-missing",
             )
-        self.handover.take(self._environment)
-        if self.handover.listening is not None:
-            self._proxy.listeningService.taken = self.handover.listening
+        passed = self._environment.get("LISTEN_PID") == str(os.getpid())
+        if not (self.keeps or passed):
+            return  # and a daemon without either has no use for what this imports
+        from .handover import Handover
+
+        proxy, service = self._proxy, self._proxy.registry
+        self._handover = Handover(
+            service.registry, service.connector, service.poller, self._store, proxy.pods
+        )
+        self._handover.take(self._environment)
+        if self._handover.listening is not None:
+            proxy.listeningService.taken = self._handover.listening
 
     def resume(self) -> None:
         """Go on with it."""
-        self.handover.resume(self._proxy.listeningService.listener, self.keeps)
+        if self._handover is not None:
+            self._handover.resume(self._proxy.listeningService.listener, self.keeps)
 
     def begin(self, insist: bool = True) -> bool:
         """
@@ -95,7 +99,8 @@ class Restart:
         stopping = embedded.stopService()
         if isinstance(stopping, Deferred):
             await stopping
-        if self.handover.handOver(self._proxy.listeningService.listener):
+        listener, handover = self._proxy.listeningService.listener, self._handover
+        if handover is not None and handover.handOver(listener):
             self._end()
         self._underWay = False
         if not insist:

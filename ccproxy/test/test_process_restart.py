@@ -45,6 +45,7 @@ class RestartCase(DaemonTestCase):
         """Start it."""
         self.daemon = self.cleared(supervised()).start()
         self.addCleanup(self.end)
+        self.daemon.waitLog("event=started")
         self.pauses: list[float] = []
 
     def end(self) -> None:
@@ -375,9 +376,16 @@ class CrashTests(RestartCase):
     def report(self, load: Load) -> None:
         """Say what was lost."""
         processes = load.processes()
-        meters = [m for shim in load.shims for m in (*shim.meters, processes[shim.session].stdin)]
+        kinds = {
+            "output": [meter for shim in load.shims for meter in shim.meters],
+            "stdin": [processes[shim.session].stdin for shim in load.shims],
+        }
         print(f"{KILLS} kills, {len(load.shims)} sessions, {self.pause()}:", end=" ")
-        for what in ("lost", "doubled", "strange"):
-            counts = [getattr(meter, what) for meter in meters]
-            print(f"{sum(map(bool, counts))} streams with {sum(counts)} bytes {what}", end="; ")
-        print([wrong for peer in load.peers for wrong in peer.wrong][:20])
+        for kind, meters in kinds.items():
+            total = sum(meter.next for meter in meters) >> 16
+            print(f"{len(meters)} streams of {kind} with {total} MiB", end="")
+            for what in ("lost", "doubled", "strange"):
+                counts = [getattr(meter, what) for meter in meters]
+                print(f", {sum(map(bool, counts))} with {sum(counts)} bytes {what}", end="")
+            print(end="; ")
+        print(sum(len(shim.wrong) for shim in load.shims), "answers to signals doubled")

@@ -161,8 +161,6 @@ class Supervisor:
                 self._listen()  # what it has said last
                 self._pid = 0
                 status = os.waitstatus_to_exitcode(result)
-                if self._ending and status == -signal.SIGINT:
-                    return 0  # before it had begun
                 if self._isEnd(status):
                     return status if status >= 0 else 128 - status
                 startAt = time.monotonic() + self._delay(status)
@@ -234,8 +232,10 @@ class Supervisor:
     def _signalled(self, number: int) -> None:
         """A signal has come to us."""
         if number in _ENDING:
+            # One that is only starting ends when it serves, or when we are told so once more.
+            if self._ready or self._ending:
+                self._kill(signal.SIGINT)
             self._ending = True
-            self._kill(signal.SIGINT)
         elif number == signal.SIGUSR2:
             self._kill(signal.SIGTERM)
         elif number in _FORWARDED:
@@ -277,7 +277,10 @@ class Supervisor:
         for descriptor in descriptors:
             os.close(descriptor)
         if sender == self._pid:
-            self._ready = self._ready or said.get("READY") == "1"
+            if said.get("READY") == "1" and not self._ready:
+                self._ready = True
+                if self._ending:
+                    self._kill(signal.SIGINT)
             if said.get("FDSTOREREMOVE") == "1":
                 self._store.remove(name)
 
