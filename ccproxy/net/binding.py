@@ -80,7 +80,8 @@ class ListeningSocket:
     def close(self) -> None:
         """Stop listening. The path is removed if we made it and it is still the same."""
         if self._inode is not None:
-            with suppress(FileNotFoundError):
+            # One that may not be removed, as a confined daemon's pod's, is as dead without it.
+            with suppress(OSError):
                 if _inode(self.path) == self._inode:
                     os.unlink(self.path)
             self._inode = None
