@@ -65,7 +65,9 @@ def endAndClose(closing: socket.socket) -> None:
 
 
 def inodeOf(descriptor: int) -> int:
-    """What tells a socket from all others, in every process."""
+    """What tells a socket from all others, in every process; 0 for one that is closed."""
+    if descriptor < 0:
+        return 0
     return os.fstat(descriptor).st_ino
 
 

@@ -293,7 +293,8 @@ class Handover:
         def keyOf(connection: IConnection) -> Key:
             assert isinstance(connection, StreamTransport)
             key = inodeOf(connection.fileno())
-            transports[key] = connection
+            if key:
+                transports[key] = connection
             return key
 
         snapshot = write(self._registry, keyOf)

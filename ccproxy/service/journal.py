@@ -18,6 +18,7 @@ from typing import Optional
 
 import attrs
 import msgspec
+from twisted.logger import Logger
 
 from ..core.registry import Registry
 from ..core.snapshot import BadSnapshot, Key, OutletForm, Snapshot, seal, unseal
@@ -88,6 +89,8 @@ class Journal:
     Writes the journal of one process.
     """
 
+    _log = Logger()
+
     def __init__(
         self,
         registry: Registry,
@@ -147,6 +150,8 @@ class Journal:
 
     def _noteHeld(self) -> None:
         """What a VM's sessions hold is no change that is told: look from time to time."""
+        if self._registry.whenChanged is None:
+            return
         if self._registry.budget.used or self._held:
             for vm in self._vms():
                 held = sum(each.output.held + each.stdin.size for each in vm.processes.sessions)
@@ -213,7 +218,21 @@ class Journal:
         return {*registry.vms.values(), *registry.leaving, *(session.vm for session in sessions)}
 
     def changed(self, vms: Iterable[VM]) -> None:
-        """Write down VMs that have changed."""
+        """Write down VMs that have changed. Where that cannot be done, it is not tried again."""
+        try:
+            self._changed(vms)
+        except Exception:
+            self._log.failure(
+                "the journal cannot be written: from now on, a crash ends all connections",
+                event="journal-failed",
+            )
+            self._registry.whenChanged = self._poller.whenRest = None
+            for name in self.names:
+                self._store.discard(name)
+            for vm in self._vms():
+                vm.controlWritable()
+
+    def _changed(self, vms: Iterable[VM]) -> None:
         for vm in vms:
             if vm.state not in _NOT_YET:
                 self._vm(vm)
@@ -235,7 +254,8 @@ class Journal:
         def keyOf(connection: IConnection) -> Key:
             assert isinstance(connection, StreamTransport)
             key = inodeOf(connection.fileno())
-            now[key] = connection
+            if key:
+                now[key] = connection
             return key
 
         before = self._connections.pop(vm.serial, set())

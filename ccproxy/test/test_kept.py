@@ -9,6 +9,7 @@ import contextlib
 import os
 import socket
 from array import array
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -21,14 +22,17 @@ from ccproxy.core.snapshot import (
     seal,
 )
 from ccproxy.core.states import VMState
+from ccproxy.net.notify import Notifier
 from ccproxy.net.passed import PREFIX, inodeOf, takePassed
 from ccproxy.net.rights import MOST_HELD, Received, RightsSocket
+from ccproxy.net.store import DescriptorStore
 from ccproxy.net.transport import Kept, skipUsed
-from ccproxy.service.journal import EntryForm, _encoded, readJournal
+from ccproxy.service.journal import EntryForm, Journal, _encoded, readJournal
 from ccproxy.tools.supervise import Store
-from ccproxy.wire.codes import Dialect
+from ccproxy.wire.codes import ControlCode, Dialect
 from ccproxy.wire.payloads import RegisterVM
 
+from .memory import World
 from .sockets import SocketCase
 
 SO_PEEK_OFF = 42
@@ -138,6 +142,24 @@ class JournalTests(SynchronousTestCase):
         found = self.read(EntryForm(rests={5: b"half", 6: b"a"}), EntryForm(rests={6: b""}))
         self.assertEqual(found.rests[5], b"half")
         self.assertFalse(found.rests.get(6))
+
+    def test_cannotWrite(self) -> None:
+        """A journal that cannot be written costs nobody anything but the journal."""
+        world = World()
+        agent, runtime, _ = world.register()
+        around: Any = SimpleNamespace(
+            whenRest=None, whenChanged=None, forms=list, listeners={}, channelsOf=lambda vm: None
+        )
+        store = DescriptorStore(Notifier({}, world.clock), {})
+        # Connections in memory have no descriptors, which a journal is all about.
+        journal = Journal(world.registry, around, around, store, 0)
+        journal.begin(None, around)
+        self.assertEqual(len(self.flushLoggedErrors(AssertionError)), 1)
+        self.assertIs(world.registry.whenChanged, None)
+        runtime.hyper("ping")
+        self.assertEqual(agent.command().number, ControlCode.PING)
+        agent.ack()
+        self.assertFalse(runtime.frame().error)
 
     def test_strange(self) -> None:
         """What is no journal is refused."""
