@@ -30,14 +30,19 @@ def descriptorWriter(descriptor: int) -> Callable[[bytes], None]:
     """
     A function that writes all of its argument to a descriptor, however long that takes.
 
+    A disk that gets full may take a part of a line only; then what comes next begins a new one.
+
     @param descriptor: it may be non-blocking, if somebody else has made it so.
     """
+    cut = False
 
     def write(data: bytes) -> None:
-        rest = memoryview(data)
+        nonlocal cut
+        rest = memoryview(b"\n" + data if cut else data)
         while rest:
             try:
                 rest = rest[os.write(descriptor, rest) :]
+                cut = bool(rest)
             except BlockingIOError:
                 poll = select.poll()
                 poll.register(descriptor, select.POLLOUT)
@@ -77,7 +82,7 @@ class LogWriter:
         # Its lock can be taken again by the thread that holds it: a garbage collection in the
         # middle of put() may log, too.
         self._changed = threading.Condition(threading.RLock())
-        # Each line with the number of log entries that are lost if it cannot be written.
+        # Each line with the number of log entries that it tells the loss of; 0 is an entry itself.
         self._lines: deque[tuple[bytes, int]] = deque()
         self._size = 0
         # Those of which no line has told yet.
@@ -99,11 +104,11 @@ class LogWriter:
         with self._changed:
             room = self._capacity // 2 if self._lost else self._capacity
             if self._size + len(line) > room:
-                self._lose(1)
+                self._lose()
                 return
             if self._lost:
                 self._appendReport()
-            self._append(line, 1)
+            self._append(line)
             self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
@@ -120,12 +125,12 @@ class LogWriter:
         with self._changed:
             return self._changed.wait_for(lambda: not self._lines and not self._writing, timeout)
 
-    def _lose(self, entries: int) -> None:
-        self._lost += entries
-        self.lost += entries
+    def _lose(self) -> None:
+        self._lost += 1
+        self.lost += 1
 
-    def _append(self, line: bytes, entries: int) -> None:
-        self._lines.append((line, entries))
+    def _append(self, line: bytes, tells: int = 0) -> None:
+        self._lines.append((line, tells))
         self._size += len(line)
 
     def _appendReport(self) -> None:
@@ -140,7 +145,7 @@ class LogWriter:
 
     def _writeSome(self) -> None:
         with self._changed:
-            batch, entries = self._take()
+            batch, taken = self._take()
             self._writing = True
         try:
             self._write(batch)
@@ -151,18 +156,21 @@ class LogWriter:
         with self._changed:
             self._writing = False
             if not written:
-                self._lose(entries)
+                for tells in taken:
+                    if tells:
+                        self._lost += tells
+                    else:
+                        self._lose()
             elif self._lost and not self._lines:
                 self._appendReport()
             self._changed.notify_all()
 
-    def _take(self) -> tuple[bytes, int]:
-        """Take the first line, and those after it that can be written with it."""
-        line, entries = self._lines.popleft()
-        batch = bytearray(line)
-        while self._lines and len(batch) + len(self._lines[0][0]) <= self._atomic:
-            line, more = self._lines.popleft()
+    def _take(self) -> tuple[bytes, list[int]]:
+        """Take the first line, and those after it that can be written with it; what each tells."""
+        batch, taken = bytearray(), list[int]()
+        while self._lines and (not batch or len(batch) + len(self._lines[0][0]) <= self._atomic):
+            line, tells = self._lines.popleft()
             batch += line
-            entries += more
+            taken.append(tells)
         self._size -= len(batch)
-        return bytes(batch), entries
+        return bytes(batch), taken

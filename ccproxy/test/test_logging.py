@@ -7,7 +7,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import threading
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given
@@ -347,13 +349,14 @@ class WriterTests(SynchronousTestCase):
         """What cannot be written is counted, and reported when something can."""
         self.sink.open.set()
         self.sink.failing = True
-        for line in (b"a", b"b"):
+        for line in (b"a", b"b", b"c"):
             self.writer.put(line)
             self.writer.flush(0)
         self.sink.failing = False
-        self.writer.put(b"c")
+        self.writer.put(b"d")
         self.writer.flush(0)
-        self.assertEqual(self.sink.written, b"[2 lost]c")
+        self.assertEqual(self.sink.written, b"[3 lost]d")
+        self.assertEqual(self.writer.lost, 3)
 
     def test_batches(self) -> None:
         """Short lines are written together, though never more than a pipe takes as a whole."""
@@ -399,6 +402,24 @@ class DescriptorTests(SynchronousTestCase):
             read += part
         thread.join()
         self.assertEqual(read, data)
+
+    def test_cut(self) -> None:
+        """A disk that got full in the middle of a line makes no line of two."""
+        path = self.mktemp()
+        file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        self.addCleanup(os.close, file)
+        write = descriptorWriter(file)
+        write(b"first\n")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        try:
+            self.assertRaises(OSError, write, b"second\n")
+            self.assertRaises(OSError, write, b"third\n")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        write(b"fourth\n")
+        write(b"fifth\n")
+        self.assertEqual(Path(path).read_bytes(), b"first\nseco\nfourth\nfifth\n")
 
     def test_broken(self) -> None:
         """The reader's end is an error for L{LogWriter}, and leaves the mode alone."""
