@@ -291,6 +291,11 @@ class Settings:
     keepDescriptors: bool = False
     join: bool = False
 
+    def __attrs_post_init__(self) -> None:
+        """Check what belongs together."""
+        if self.adminPath == self.socketPath:
+            raise BadSetting("adminSocket", f"{self.socketPath} is the client socket already")
+
     @property
     def url(self) -> str:
         """The address of the client socket, as clients are told it."""

@@ -48,6 +48,12 @@ class SettingsTests(SynchronousTestCase):
             with self.assertRaisesRegex(BadSetting, "socket-path: .* at most 107"):
                 Settings(socketPath=path)
 
+    def test_oneSocketForBoth(self) -> None:
+        """The admin socket is another one than that of clients."""
+        with self.assertRaisesRegex(BadSetting, "admin-socket: /run/p.sock is the client socket"):
+            Settings(socketPath="/run/p.sock", adminSocket="/run/p.sock")
+        Settings(socketPath="/run/p.sock", adminSocket="/run/p.sock", noAdmin=True)
+
     def test_everyBoundOfLimits(self) -> None:
         """Every limit is refused just below its least value, and taken at it."""
         for field in attrs.fields(Limits):

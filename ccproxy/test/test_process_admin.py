@@ -272,6 +272,14 @@ class AdminTests(ProcessTestCase):
         head = self.admin.ask("HEAD", "/v1/status")
         self.assertEqual((head.status, head.body), (200, b""))
 
+    def test_garbage(self) -> None:
+        """Whoever does not speak HTTP is hung up on at once."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(10)
+            connection.connect(self.daemon.path + ".admin")
+            connection.sendall(b"x" * 20_000)
+            self.assertEqual(connection.recv(1), b"")
+
     def test_stranger(self) -> None:
         """Another user may not ask, even if the socket lets him."""
         if os.geteuid() != 0:

@@ -159,6 +159,10 @@ class AdminChannel(HTTPChannel):
         self._channels = channels
         channels.add(self)
 
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """This is no HTTP. The transport's own end of it would wait for an answer's end."""
+        self.loseConnection()
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection has ended."""
         cancel(self.farewell)
