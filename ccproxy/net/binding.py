@@ -117,7 +117,9 @@ def bind(path: str, mode: int = 0o660, group: str | int | None = None) -> Listen
         with _locked(directory, path):
             return _bind(path, mode, gid)
     except OSError as error:
-        raise CannotListen(f"cannot listen on {path}: {error.strerror}") from error
+        # A missing right to the folder is EACCES.
+        why = f"this user may not give it to group {group}" if error.errno == errno.EPERM else None
+        raise CannotListen(f"cannot listen on {path}: {why or error.strerror}") from error
 
 
 def _groupNumber(group: str | int) -> int:

@@ -122,6 +122,15 @@ class BindTests(PathCase):
         """A group that is not there is named."""
         self.assertIn("there is no group nosuchgroup", self.refusal(group="nosuchgroup"))
 
+    def test_notOurGroup(self) -> None:
+        """A group that the user has no right to is named."""
+
+        def refuse(path: str, uid: int, gid: int) -> None:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+
+        self.patch(os, "chown", refuse)
+        self.assertIn("may not give it to group 12345", self.refusal(group=12345))
+
     def test_longPath(self) -> None:
         """107 bytes are enough for a path, 108 are too many."""
         room = 107 - len(self.folder) - 1
