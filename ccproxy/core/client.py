@@ -330,6 +330,8 @@ class Client:
                 )
 
     def writable(self) -> None:
+        if self.outlet.size > self.outlet.kept:
+            self._changed()  # responses go
         self.flush()
         self.wake()
         self.registry.flush()

@@ -199,7 +199,7 @@ class _Writer:
             wasShim=client.wasShim,
             registering=self._vms.maybe(client.registering),
             slots=self._slots.all(client.slots),
-            outlet=_outlet(client.outlet) if only is None else OutletForm(),
+            outlet=_outlet(client.outlet) if only is None else _responses(client.outlet),
             excess=client._excess,
             paused=client._paused,
             ignored=sorted(client._ignored),
@@ -346,6 +346,12 @@ class _Writer:
 
 def _outlet(outlet: Outlet) -> OutletForm:
     return OutletForm(list(outlet._blocks), outlet._offset, outlet._gone)
+
+
+def _responses(outlet: Outlet) -> OutletForm:
+    """What is no session's, and waits for room: a response that is lost, nobody gives again."""
+    begun = 1 if outlet._offset else 0
+    return OutletForm([block for block in outlet._blocks[begun:] if not block[1]])
 
 
 def _start(data: StartData) -> StartForm:

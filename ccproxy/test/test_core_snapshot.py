@@ -38,7 +38,7 @@ from ccproxy.core.snapshot import (
 from ccproxy.core.starts import Starts
 from ccproxy.core.states import VMState
 from ccproxy.core.stdin import StdinQueue, StdinScheduler
-from ccproxy.core.writing import write
+from ccproxy.core.writing import write, writeVM
 from ccproxy.interfaces import IConnection
 from ccproxy.wire.codes import Command, ControlCode, FrameType, Stream
 from ccproxy.wire.frames import encodeFrame, encodeStream
@@ -242,6 +242,29 @@ class ResumeTests(SynchronousTestCase):
         """It takes nothing and its peer is gone."""
         gone = NoConnection()
         self.assertEqual((gone.send([b"x"]), gone.unsent(), gone.hungUp()), (0, 0, True))
+
+    def test_responses(self) -> None:
+        """A response that waits for room in its shim's socket is not lost with the process."""
+        world = World()
+        agent, runtime, tokens = world.register(streams=1)
+        shim = world.process(agent, runtime, tokens[0])
+        shim.connection.room = 0
+        agent.output(3, b"lost")
+        shim.send(Command.SIGNAL, {"signalNumber": 1})
+        agent.command()
+        agent.ack()
+        connections: dict[int, IConnection] = {}
+
+        def keyOf(connection: IConnection) -> int:
+            connections[id(connection)] = connection
+            return id(connection)
+
+        written = writeVM(agent.vm, keyOf)
+        shim.connection.room = None
+        resumed = resume(self.empty(world), [written], connections)
+        resumed.recover()
+        resumed.begin()
+        self.assertEqual(shim.connection.take(), encodeFrame(FrameType.RESPONSE, Command.SIGNAL))
 
     def test_times(self) -> None:
         """Waits go on where they were, on whatever clock."""
