@@ -347,7 +347,9 @@ def _differences(these: Any, those: Any, without: str | None = None) -> dict[str
     for field in attrs.fields(type(these)):
         value = getattr(these, field.name)
         if field.name != without and value != getattr(those, field.name):
-            found[optionName(field.name)] = _shown(field.name, value)
+            # Options without a value are numbers where the command line gave them.
+            shown = bool(value) if isinstance(field.default, bool) else value
+            found[optionName(field.name)] = _shown(field.name, shown)
     return found
 
 
@@ -356,6 +358,8 @@ def _shown(setting: str, value: Any) -> str:
         return value.value
     if isinstance(value, tuple):
         return ",".join(value)
+    if isinstance(value, bool):
+        return str(value).lower()
     if setting == "socketMode":
         return f"{value:04o}"
     if setting == "stalledDrop":

@@ -91,6 +91,7 @@ class SettingsTests(SynchronousTestCase):
             socketMode=0o600,
             embeddedVMs=("a", "b"),
             agentDialect=Dialect.CC,
+            pprof=1,  # type: ignore[arg-type]
             limits=Limits(maxVMs=3, readyTimeout=0.5, stalledDrop=4.0),
         )
         self.assertEqual(
@@ -100,6 +101,7 @@ class SettingsTests(SynchronousTestCase):
                 "socket-mode": "0600",
                 "embedded-vm": "a,b",
                 "agent-dialect": "cc",
+                "pprof": "true",
                 "max-vms": "3",
                 "ready-timeout": "0.5",
                 "stalled-shim": "drop-after=4",
