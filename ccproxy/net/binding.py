@@ -118,8 +118,9 @@ def bind(path: str, mode: int = 0o660, group: str | int | None = None) -> Listen
             return _bind(path, mode, gid)
     except OSError as error:
         # A missing right to the folder is EACCES.
-        why = f"this user may not give it to group {group}" if error.errno == errno.EPERM else None
-        raise CannotListen(f"cannot listen on {path}: {why or error.strerror}") from error
+        given = group is not None and error.errno == errno.EPERM
+        why = f"this user may not give it to group {group}" if given else error.strerror
+        raise CannotListen(f"cannot listen on {path}: {why}") from error
 
 
 def _groupNumber(group: str | int) -> int:

@@ -122,15 +122,6 @@ class BindTests(PathCase):
         """A group that is not there is named."""
         self.assertIn("there is no group nosuchgroup", self.refusal(group="nosuchgroup"))
 
-    def test_notOurGroup(self) -> None:
-        """A group that the user has no right to is named."""
-
-        def refuse(path: str, uid: int, gid: int) -> None:
-            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
-
-        self.patch(os, "chown", refuse)
-        self.assertIn("may not give it to group 12345", self.refusal(group=12345))
-
     def test_longPath(self) -> None:
         """107 bytes are enough for a path, 108 are too many."""
         room = 107 - len(self.folder) - 1
@@ -193,7 +184,7 @@ class BindTests(PathCase):
             raise PermissionError(errno.EPERM, "Operation not permitted")
 
         self.patch(os, "chown", refuse)
-        self.assertIn("Operation not permitted", self.refusal(group=os.getgid()))
+        self.assertIn("may not give it to group", self.refusal(group=os.getgid()))
         self.assertEqual(os.listdir(self.folder), [])
 
     def test_failureLeavesNoDirectory(self) -> None:
@@ -204,7 +195,7 @@ class BindTests(PathCase):
 
         self.patch(os, "chown", refuse)
         path = os.path.join(self.folder, "cc", "proxy.sock")
-        self.assertIn("Operation not permitted", self.refusal(path, group=os.getgid()))
+        self.assertIn("may not give it to group", self.refusal(path, group=os.getgid()))
         self.assertEqual(os.listdir(self.folder), [])
 
     @skipIf(os.getuid() == 0, "root may open any socket")
