@@ -83,4 +83,4 @@ class ConfigTests(DaemonTestCase):
             daemon.start()
             self.assertEqual(daemon.stop(signal.SIGABRT), -signal.SIGABRT)
             self.assertIn("Fatal Python error: Aborted", daemon.log())
-            self.assertIn("epollreactor.py", daemon.log())
+            self.assertIn("in doPoll", daemon.log())
