@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from .session import Session
     from .vm import VM
 
-#: The length of a message with one byte, which may be an exit status.
-_ONE_BYTE = SIZE + 1
-
 
 class _Gathered:
     """
@@ -73,10 +70,7 @@ def route(vm: VM, data: memoryview, offset: int) -> int:
         session, stop = sessionOf(number), offset + size
         if session is not None and SIZE < size <= most and stop <= end:
             held = gathered.get(session)
-            if held is None or size == _ONE_BYTE:
-                room = session.roomFor(number, size) - (held.total if held else 0)
-            else:
-                room = held.room
+            room = session.roomFor(number, size) if held is None else held.room
             if room > 0:
                 count = 1
                 if header == before:

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.core import channels
 from ccproxy.core.client import Client
-from ccproxy.core.stdin import StdinScheduler
+from ccproxy.core.stdin import TURN, StdinScheduler
 from ccproxy.core.vm import VM
 from ccproxy.wire.codes import Command, Dialect, FrameType, Stream
 from ccproxy.wire.frames import encodeFrame
@@ -23,8 +23,12 @@ from ccproxy.wire.messages import IO_HEADER, MessageDecoder, encodeIO, readMessa
 from .memory import MemoryClient, MemoryVM, World, command
 
 NUMBERS = (3, 4, 5, 6)
-#: A session is full soon.
-LIMITS = {"sessionBuffer": 2000}
+#: The most bytes of a session, soon reached.
+OUTPUT_BUFFER = 2000
+STDIN_BUFFER = 20_000
+#: The longest body of a message and of a frame.
+LONG_OUTPUT = b"y" * 2500
+LONG_STDIN = b"z" * (3 * (TURN - IO_HEADER.size))
 
 
 def plainRoute(vm: VM, data: memoryview, offset: int) -> int:
@@ -44,9 +48,9 @@ def plainRoute(vm: VM, data: memoryview, offset: int) -> int:
     return offset
 
 
-def cast(dialect: Dialect) -> tuple[World, MemoryVM, list[MemoryClient], list[str]]:
+def cast(dialect: Dialect, buffer: int) -> tuple[World, MemoryVM, list[MemoryClient], list[str]]:
     """A VM with two processes, their shims, and their tokens."""
-    world = World(dialect, **LIMITS)
+    world = World(dialect, sessionBuffer=buffer)
     agent, runtime, tokens = world.register(streams=2)
     shims = [
         world.process(agent, runtime, token, container=f"c{at}") for at, token in enumerate(tokens)
@@ -64,8 +68,9 @@ def cut(data: bytes, sizes: list[int]) -> Iterator[bytes]:
         at += size
 
 
-dialects = st.sampled_from([Dialect.CC, Dialect.HYPERSTART0, Dialect.HYPERSTART1])
-bodies = st.sampled_from([b"", b"", b"a", b"b", b"cd", b"ef", b"x" * 300, b"y" * 2500])
+dialects = st.sampled_from([Dialect.CC, Dialect.CC, Dialect.HYPERSTART0, Dialect.HYPERSTART1])
+cuts = st.lists(st.one_of(st.integers(1, 4000), st.just(1 << 20)), min_size=1, max_size=5)
+bodies = st.sampled_from([b"", b"", b"a", b"b", b"cd", b"ef", b"x" * 300, LONG_OUTPUT])
 output = st.tuples(
     st.sampled_from([*NUMBERS, 3, 4, 1, 99]), bodies, st.sampled_from([1, 1, 1, 2, 3, 40])
 )
@@ -84,7 +89,7 @@ class OutputTests(SynchronousTestCase):
     """From the agent to the shims."""
 
     @settings(deadline=None, max_examples=100)
-    @given(dialects, outputActions, st.lists(st.integers(1, 4000), min_size=1, max_size=5))
+    @given(dialects, outputActions, cuts)
     def test_agrees(
         self, dialect: Dialect, actions: list[tuple[str, object]], cuts: list[int]
     ) -> None:
@@ -106,7 +111,7 @@ class OutputTests(SynchronousTestCase):
         came = []
         messages = [encodeIO(*each) for each in given]
         for pieces in (messages, [b"".join(messages)]):
-            _, agent, shims, _ = cast(dialect)
+            _, agent, shims, _ = cast(dialect, OUTPUT_BUFFER)
             for piece in pieces:
                 agent.io.feed(piece)
             came.append([shim.frames() for shim in shims])
@@ -127,7 +132,7 @@ class OutputTests(SynchronousTestCase):
 
         @return: what came of it.
         """
-        world, agent, shims, tokens = cast(dialect)
+        world, agent, shims, tokens = cast(dialect, OUTPUT_BUFFER)
         whole = [True, True]
         for shim in shims:
             shim.connection.room = 0
@@ -137,6 +142,8 @@ class OutputTests(SynchronousTestCase):
                 data = b"".join(encodeIO(to, body) * count for to, body, count in value)
                 for piece in cut(data, cuts):
                     agent.io.feed(piece)
+                    for session in agent.vm.processes.sessions:
+                        self.assertLess(session.output.held, OUTPUT_BUFFER + len(LONG_OUTPUT) + 12)
             elif action == "room":
                 assert isinstance(value, tuple)
                 number, room = value
@@ -177,7 +184,7 @@ class OutputTests(SynchronousTestCase):
 
 
 stdin = st.tuples(
-    st.sampled_from([b"a", b"bc", b"de", b"x" * 500, b"y" * 3000, b"z" * 9000]),
+    st.sampled_from([b"a", b"bc", b"de", b"x" * 500, b"y" * (TURN - IO_HEADER.size), LONG_STDIN]),
     st.sampled_from([1, 2, 3, 40]),
 ).map(lambda run: encodeFrame(FrameType.STREAM, Stream.STDIN, run[0]) * run[1])
 others = st.sampled_from(
@@ -211,7 +218,7 @@ class InputTests(SynchronousTestCase):
     """From the shims to the agent."""
 
     @settings(deadline=None, max_examples=60)
-    @given(dialects, inputActions, st.lists(st.integers(1, 9000), min_size=1, max_size=5))
+    @given(dialects, inputActions, cuts)
     def test_agrees(
         self, dialect: Dialect, actions: list[tuple[object, object]], cuts: list[int]
     ) -> None:
@@ -230,7 +237,7 @@ class InputTests(SynchronousTestCase):
 
         @return: what came of it.
         """
-        world, agent, shims, _ = cast(dialect)
+        world, agent, shims, _ = cast(dialect, STDIN_BUFFER)
         decoder, got = MessageDecoder(IO_HEADER), dict.fromkeys(NUMBERS, b"")
         ends: list[int] = []
         commands: list[object] = []
@@ -263,6 +270,8 @@ class InputTests(SynchronousTestCase):
                 for piece in cut(value, cuts):
                     if not connection.closed:
                         connection.feed(piece)
+                    for session in agent.vm.processes.sessions:
+                        self.assertLess(session.stdin.size, STDIN_BUFFER + len(LONG_STDIN))
         agent.io.makeRoom()
         for _ in range(3000):
             settle()
