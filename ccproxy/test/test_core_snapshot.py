@@ -251,7 +251,7 @@ class ResumeTests(SynchronousTestCase):
         shim.connection.room = 0
         agent.output(3, b"lost")
         shim.send(Command.SIGNAL, {"signalNumber": 1})
-        agent.command()
+        agent.commands()
         agent.ack()
         connections: dict[int, IConnection] = {}
 
