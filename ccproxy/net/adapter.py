@@ -142,7 +142,7 @@ class TwistedConnection:
     def _offer(self) -> None:
         if self._rest and not self._paused and not self.disconnecting:
             used = self._protocol.sink.received(memoryview(self._rest))
-            self._rest = self._rest[used:]
+            del self._rest[:used]
 
     def holdEnd(self, closed: bool) -> bool:
         """

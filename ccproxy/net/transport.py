@@ -301,7 +301,7 @@ class StreamTransport:
         try:
             count = self._socket.recv_into(scratch, 0, MSG_PEEK)
         except BlockingIOError:
-            self._readable = self._hungUp = False
+            self._readable = self._hungUp = self._overdue = False
             return False
         except OSError:
             # The peer closed before it had read all that we sent; what it sent has been read.
@@ -369,8 +369,8 @@ class StreamTransport:
         """Take from the socket what has been looked at there."""
         if self.kept is not _NOT and size:
             self._note(size)
-        while size:
-            size -= self._socket.recv_into(scratch, size)
+        while size and (count := self._socket.recv_into(scratch, size)):
+            size -= count
         if self.kept is not _NOT:
             self._note(_NO_OFFSET)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 import socket
 import struct
 from typing import Any
@@ -159,6 +160,41 @@ class ReadingTests(SocketCase):
         peer.send(b"abc")
         self.turn(2)
         self.assertEqual(waiting.recv(100, socket.MSG_PEEK), b"bc")
+
+    def test_takenByAnother(self) -> None:
+        """P3: what was looked at and is gone, with the peer, is not waited for."""
+        sink, connection, peer = self.connected()
+        other = socket.socket(fileno=os.dup(connection.fileno()))
+        self.addCleanup(other.close)
+
+        def use(data: memoryview) -> int:
+            other.recv(1)
+            peer.close()
+            return len(data)
+
+        sink.use = use
+        peer.send(b"abc")
+        signal.alarm(10)
+        self.addCleanup(signal.alarm, 0)
+        self.turn(3)
+        self.assertEqual((sink.data, sink.calls[-1]), (b"abc", "ended"))
+
+    def test_overdueOnce(self) -> None:
+        """That a unit's end was late is forgotten once it has come: the next one waits its time."""
+        sink, connection, peer = self.connected(wholeUnits)
+        waiting = socket.socket(fileno=os.dup(connection.fileno()))
+        self.addCleanup(waiting.close)
+        data = unit(b"one")
+        peer.send(data[:5])
+        self.turn()
+        peer.send(data[5:])
+        self.turn()
+        self.reactor.advance(REST_TIMEOUT)
+        self.turn()
+        peer.send(data[:5])
+        self.turn()
+        self.assertEqual(sink.data, data)
+        self.assertEqual(waiting.recv(100, socket.MSG_PEEK), data[:5])
 
     def test_overdueRest(self) -> None:
         """A unit that comes in more pieces than the peer's socket holds arrives whole."""
