@@ -19,6 +19,8 @@ from .flow import Budget
 MOST_PER_SEND = 32 << 10
 #: The most buffers in one call, well below the system's IOV_MAX.
 MOST_BUFFERS = 64
+#: Blocks that are not longer together become one.
+SMALL_BLOCK = 512
 
 
 class Outlet:
@@ -51,7 +53,16 @@ class Outlet:
         """
         if self._gone and not kept:
             return
-        self._blocks.append((block, kept))
+        blocks = self._blocks
+        if (
+            len(blocks) > 1
+            and blocks[-1][1] is kept
+            and len(blocks[-1][0]) + len(block) <= SMALL_BLOCK
+        ):
+            # An object for every few bytes would take many times the memory that is counted.
+            blocks[-1] = (blocks[-1][0] + block, kept)
+        else:
+            blocks.append((block, kept))
         self.size += len(block)
         if kept:
             self.kept += len(block)
@@ -92,9 +103,7 @@ class Outlet:
             total = 0
             for block, _ in blocks:
                 piece = block if buffers or not self._offset else memoryview(block)[self._offset :]
-                if buffers and (
-                    total + len(piece) > MOST_PER_SEND or len(buffers) == MOST_BUFFERS
-                ):
+                if buffers and (total + len(piece) > MOST_PER_SEND or len(buffers) == MOST_BUFFERS):
                     break
                 if len(piece) > MOST_PER_SEND:
                     piece = memoryview(piece)[:MOST_PER_SEND]

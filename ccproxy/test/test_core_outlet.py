@@ -4,6 +4,7 @@ What is on its way to a connection.
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 from hypothesis import given
@@ -162,6 +163,21 @@ class SendTests(SynchronousTestCase):
         self.assertEqual(bytes(wire.connection.written), expected)
         self.assertLessEqual(max(size for size, _ in sizes), MOST_PER_SEND)
         self.assertLessEqual(max(count for _, count in sizes), MOST_BUFFERS)
+
+    def test_smallFrames(self) -> None:
+        """P9: what waits in the smallest frames takes about the memory that is counted."""
+        wire = Wire()
+        wire.connection.room = 0
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        before = tracemalloc.get_traced_memory()[0]
+        expected = [wire.keep(b"x") for _ in range(5000)]
+        size = sum(map(len, expected))
+        del expected
+        self.assertLess(tracemalloc.get_traced_memory()[0] - before, 2 * size)
+        wire.read(size)
+        self.assertEqual(bytes(wire.connection.written), encodeStream(Stream.STDOUT, b"x") * 5000)
+        self.assertEqual((wire.outlet.size, wire.budget.used), (0, 0))
 
     def test_wholeFrames(self) -> None:
         """A call ends behind a frame, so that a daemon which dies after it has cut none."""
