@@ -110,7 +110,7 @@ class CostTests(SynchronousTestCase):
 
     def test_noCalls(self) -> None:
         """Whatever goes through, nothing that counts is called, and no more than for one frame."""
-        few, many = self.calls(2), self.calls(100)
+        few, many = self.calls(2), self.calls(50)
         for module in many:
             self.assertFalse(module.endswith((".tally", ".traffic")) or ".admin" in module, module)
         self.assertEqual(few["ccproxy.core.routing"], many["ccproxy.core.routing"])

@@ -81,6 +81,8 @@ class ConfigTests(DaemonTestCase):
         """A daemon that is aborted says where it was."""
         for daemon in self.daemons():
             daemon.start()
+            # Its socket is there before its loop runs.
+            self.client(daemon).call(Command.ATTACH_VM, {"containerId": "none"})
             self.assertEqual(daemon.stop(signal.SIGABRT), -signal.SIGABRT)
             self.assertIn("Fatal Python error: Aborted", daemon.log())
             self.assertIn("in doPoll", daemon.log())

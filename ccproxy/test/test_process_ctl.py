@@ -98,7 +98,7 @@ class CtlTests(DaemonTestCase):
         """Events are told as they happen, to the end of the daemon."""
         before = len(self.daemon.descriptors())
         everything, one = self.spawn("events", "-f"), self.spawn("events", "-n", "1", "--vm", "vm")
-        eventually(lambda: len(self.daemon.descriptors()) == before + 2, "two listeners")
+        eventually(lambda: len(self.daemon.descriptors()) == before + 2, "two listeners", TIMEOUT)
         # What they have asked is read before what is asked now.
         self.ctl("loglevel", "warn")
         self.vm(self.daemon, 0)

@@ -576,6 +576,8 @@ class RunTests(ToolTestCase):
             ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *words],
             env=environment(CCPROXY_SOCKET=self.path),
             stdin=subprocess.DEVNULL,
+            # SIGTSTP stops nobody in a group that has lost its shell, as ours may have.
+            process_group=0,
         )
         self.addCleanup(self.reap, process)
         runtime = self.accept()
