@@ -99,6 +99,9 @@ class ToolTestCase(SynchronousTestCase):
     """Starts C{ccproxyctl} and waits for its connections."""
 
     def setUp(self) -> None:
+        # What we ignore, a command ignores too; a shell has its background ignore SIGINT.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.addCleanup(signal.signal, signal.SIGINT, before)
         folder = tempfile.mkdtemp(prefix="ccp")
         self.addCleanup(shutil.rmtree, folder)
         self.folder = folder
