@@ -125,7 +125,7 @@ uninstall:
 
 # The box needs nothing of the machine but that it gives namespaces; where it does not, says so.
 test-systemd: $(VENV)/.wheel
-	@command -v systemd-analyze > /dev/null || { apt-get update -q && apt-get install -qy systemd; }
+	@command -v systemd-analyze > /dev/null || { apt-get update -q && apt-get install -qy systemd; } || true
 	@"$(BIN)/python" make/systemdbox.py true || { status=$$?; \
 	    test $$status = 77 && echo "make test-systemd: skipped" && exit 0; exit $$status; }; \
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
