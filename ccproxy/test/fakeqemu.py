@@ -34,8 +34,10 @@ def _chardev(words: list[str], name: str) -> dict[str, str]:
 
 def _serve(listening: socket.socket, opened: bool) -> None:
     deadline = time.monotonic() + LIFE
+    listening.settimeout(LIFE)
     while time.monotonic() < deadline:
         connection, _ = listening.accept()
+        connection.settimeout(LIFE)
         with connection, connection.makefile("rwb") as lines:
             lines.write(b'{"QMP": {"version": {}}}\n')
             lines.flush()

@@ -157,8 +157,11 @@ class VMTestCase(SynchronousTestCase):
         self.patch(os, "environ", {**os.environ, "PATH": path, **folders})
         self.patch(hypervisor, "FIRST_OUTPUT", 0.3)
         self.patch(hypervisor, "BOOT_TIMEOUT", 1.0)
+        # Before the environment is that of this machine's real VMs again, as it is in tearDown.
+        self.addCleanup(self.clear)
 
-    def tearDown(self) -> None:
+    def clear(self) -> None:
+        """End what runs, and remove what is there."""
         for vm in hypervisor.allVMs():
             vm.kill()
         shutil.rmtree(self.folder)
