@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from .adminclient import AdminClient, AdminError
+from .arguments import seconds
 from .asking import ask, askingParser, show
 
 #: Seconds between two looks for the new daemon.
@@ -25,7 +26,7 @@ def makeParser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=seconds(0),
         default=30.0,
         metavar="SECONDS",
         help="how long to wait for the new one; 0 is not at all (default: %(default)g)",
