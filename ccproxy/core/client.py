@@ -181,7 +181,7 @@ class Client:
         stop, end = offset + size, len(data)
         if stop > end or size - HEADER.size > self.registry.limits.maxFrame:
             return 0
-        if data[offset:body] != data[stop : stop + HEADER.size] or size == HEADER.size:
+        if data[offset:body] != data[stop : stop + HEADER.size]:
             session.takeInput(bytes(data[body:stop]))
             return size
         count = min(runLength(data, offset, end, size), 1 + session.stdin.room // size)
