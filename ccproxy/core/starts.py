@@ -34,8 +34,6 @@ class Starts:
     def add(self, start: StartCommand) -> None:
         """
         Send a start, once its shim is there.
-
-        @raise RequestError: it cannot be sent.
         """
         session = start.session
         if session is not None:
@@ -44,12 +42,7 @@ class Starts:
                 start.arrived = self._vm.registry.clock.seconds()
                 self.park(start, self._vm.registry.limits.shimTimeout)
                 return
-        try:
-            self._vm.commands.add(start)
-        except RequestError:
-            if session is not None:
-                session.start = None
-            raise
+        self._send(start)
 
     def park(self, start: StartCommand, within: float) -> None:
         """
@@ -74,6 +67,10 @@ class Starts:
             return
         cancel(wait)
         start.slot.client.parked.discard(start)
+        self._send(start)
+
+    def _send(self, start: StartCommand) -> None:
+        """Send a start; with one that cannot be sent, what waits for the process fails too."""
         try:
             self._vm.commands.add(start)
         except RequestError as error:

@@ -182,7 +182,7 @@ class ProcessTestCase(SynchronousTestCase):
         self.daemon = sharedDaemon(self.options)
         self._clients: list[BlockingClient] = []
         self._agents: list[ScriptedAgent] = []
-        self._descriptors = self.settledDescriptors()
+        self._descriptors = self.daemon.settledDescriptors()
         self._logged = len(self.daemon.log())
 
     def tearDown(self) -> None:
@@ -196,17 +196,6 @@ class ProcessTestCase(SynchronousTestCase):
         for sign in ("Traceback", "Unhandled"):
             self.assertNotIn(sign, self.newLog())
         eventually(self.nothingIsLeft, "the descriptors are closed")
-
-    def settledDescriptors(self) -> int:
-        """How many descriptors the daemon has, once it has closed those that others have left."""
-        counts = [-1]
-
-        def settled() -> bool:
-            counts.append(len(self.daemon.descriptors()))
-            return counts[-1] == counts[-2]
-
-        eventually(settled, "the daemon opens and closes descriptors all the time")
-        return counts[-1]
 
     def nothingIsLeft(self) -> bool:
         """Whether the daemon has no more descriptors than at the beginning: P13."""

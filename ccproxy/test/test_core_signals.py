@@ -206,7 +206,9 @@ class StartTests(SynchronousTestCase):
         shim = world.shim(tokens[0])
         self.assertIn("control commands are waiting", errorText(runtime.frame()))
         payload = {"hyperName": "newcontainer", "data": startData(), "tokens": [tokens[0]]}
+        shim.send(Command.SIGNAL, {"signalNumber": 2})
         self.assertIn("are waiting", runtime.refused(Command.HYPER, payload))
+        self.assertIn("not started", errorText(shim.frame()))
         payload = {"hyperName": "newcontainer", "data": startData()}
         self.assertIn("are waiting", runtime.refused(Command.HYPER, payload))
         agent.ack()

@@ -32,7 +32,7 @@ class DescriptorLimitTests(FaultTestCase):
 
     def spare(self, count: int) -> None:
         """Let the daemon open so many descriptors more than it has, and no other."""
-        self.settledDescriptors()
+        self.daemon.settledDescriptors()
         used = set(self.daemon.descriptors())
         limit = 0
         while limit - len([fd for fd in used if fd < limit]) < count or limit in used:
@@ -90,21 +90,21 @@ class DescriptorLimitTests(FaultTestCase):
             (client,) = self.crowd(1)
             self.assertEqual(self.crowd(2), [])
             client.close()
-            self.settledDescriptors()
+            self.daemon.settledDescriptors()
         self.assertLess(self.reports(), 22)
 
     def test_registrations(self) -> None:
         """P5, P13: a VM for which there are too few is refused with the reason; nothing remains."""
         client, agent, name = self.client(), self.agent(), self.unique()
         client.probe()
-        before = len(self.daemon.descriptors())
+        before = self.daemon.settledDescriptors()
         for spare in (0, 1):
             self.spare(spare)
             for _ in range(20):
                 text = client.refused(Command.REGISTER_VM, registration(name, agent, 3))
                 self.assertNames(text, name, "Too many open files")
                 self.assertRegex(text, r"\.(io|ctl)\b", "P5: says which of its sockets")
-            self.assertEqual(len(self.daemon.descriptors()), before, "P13: descriptors left")
+            self.assertEqual(self.daemon.settledDescriptors(), before, "P13: descriptors left")
             self.assertNames(
                 client.refused(Command.ATTACH_VM, {"containerId": name}), "unknown containerID"
             )

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..testing.agent import ScriptedAgent
 from ..testing.daemon import Daemon, environment, eventually, script
+from .adminhttp import Admin
 from .processes import DaemonTestCase
 
 TIMEOUT = 30.0
@@ -96,10 +97,10 @@ class CtlTests(DaemonTestCase):
 
     def test_events(self) -> None:
         """Events are told as they happen, to the end of the daemon."""
-        before = len(self.daemon.descriptors())
         everything, one = self.spawn("events", "-f"), self.spawn("events", "-n", "1", "--vm", "vm")
-        eventually(lambda: len(self.daemon.descriptors()) == before + 2, "two listeners", TIMEOUT)
-        # What they have asked is read before what is asked now.
+        admin = Admin(f"{self.daemon.path}.admin")
+        wanted = b"ccproxy_event_listeners 2.0\n"
+        eventually(lambda: wanted in admin.ask("GET", "/metrics").body, "two listeners", TIMEOUT)
         self.ctl("loglevel", "warn")
         self.vm(self.daemon, 0)
         self.assertIn(" vm=vm", one.communicate(timeout=TIMEOUT)[0])

@@ -252,7 +252,7 @@ class SmallRestartTests(RestartCase):
         for _ in range(3):
             self.restartNow()
             vm.usable()
-            counts.append(len(self.daemon.descriptors()))
+            counts.append(self.daemon.settledDescriptors())
         self.assertEqual(len(set(counts)), 1, counts)
 
 

@@ -181,6 +181,17 @@ class Daemon:
                 found[int(name)] = os.readlink(f"/proc/{self.pid}/fd/{name}")
         return found
 
+    def settledDescriptors(self) -> int:
+        """How many descriptors it has, once it has closed those that others have left."""
+        counts = [-1]
+
+        def settled() -> bool:
+            counts.append(len(self.descriptors()))
+            return counts[-1] == counts[-2]
+
+        eventually(settled, "the daemon opens and closes descriptors all the time")
+        return counts[-1]
+
     def memory(self) -> int:
         """Its resident memory in bytes."""
         pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
