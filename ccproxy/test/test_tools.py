@@ -190,6 +190,15 @@ class ShimTests(ToolTestCase):
         out, err = self.finish(process, 125)
         self.assertEqual((out, err), (b"", b"ccproxyctl shim: unknown token: secret\n"))
 
+    def test_dash(self) -> None:
+        """Tokens may begin with a dash: any byte of the alphabet can be their first."""
+        for token in ("-secret=", "--token", "-t"):
+            process = self.spawn("shim", "-t", token, "-c", "pod", "-u", self.path)
+            peer = self.accept()
+            self.assertEqual(peer.command(Command.CONNECT_SHIM), {"token": token})
+            peer.exit(4)
+            self.finish(process, 4)
+
     @skipIf(os.getuid() == 0, "root may open any socket")
     def test_notAllowed(self) -> None:
         os.chmod(self.path, 0)

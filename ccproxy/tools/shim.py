@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import CCProxyError
@@ -46,6 +46,17 @@ def makeParser() -> argparse.ArgumentParser:
     return parser
 
 
+def joined(arguments: Sequence[str]) -> Iterator[str]:
+    """
+    The same words, but a token is joined with its option, as C{getopt} has it for C{cc-shim}: one
+    token in 64 begins with a dash, and argparse would take it for an option.
+    """
+    words = iter(arguments)
+    for word in words:
+        token = next(words, None) if word in ("-t", "--token") else None
+        yield word if token is None else f"--token={token}"
+
+
 def main(arguments: Sequence[str]) -> int:
     """
     Run the command.
@@ -53,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     @param arguments: the words after C{shim}.
     @return: the exit status.
     """
-    options = makeParser().parse_args(arguments)
+    options = makeParser().parse_args([*joined(arguments)])
     secureDescriptors()
     guard = Guard()
 
