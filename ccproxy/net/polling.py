@@ -77,6 +77,8 @@ class Poller:
 
     @ivar reactor: the reactor that watches the epoll.
     @ivar scratch: the buffer that all transports read into, or L{None} while one is using it.
+    @ivar whenRest: called when a transport whose socket is kept is about to take so many bytes of
+        input, and keeps the beginning of a unit itself, or no longer.
     """
 
     _log = Logger()
@@ -90,7 +92,7 @@ class Poller:
         self._removed: set[int] = set()
         self._working = False
         self._nextTurn: IDelayedCall | None = None
-        self.whenRest: Callable[[StreamTransport], object] | None = None
+        self.whenRest: Callable[[StreamTransport, int], object] | None = None
         self._cut: set[StreamTransport] = set()
         self._readable: dict[int, Callable[[], None]] = {}
         self._followerReady = False

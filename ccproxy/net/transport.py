@@ -62,44 +62,24 @@ _counted = array("i", [0])
 #: A socket option that is not in Python's module: the offset at which peeking begins.
 _SO_PEEK_OFF = 42
 _NO_OFFSET = -1
-#: Offsets that no amount of input reaches, nor leads from one to another.
-_WITNESSES = range(1 << 28, 1 << 30, 1 << 22)
+#: Offsets that no amount of input reaches.
+_MARKS = (1 << 28, 1 << 29)
 
 _log = Logger()
 
 
-class Kept(enum.Enum):
-    """
-    How a socket remembers, over the death of this process, what of its input has been used.
-
-    The kernel has an offset for peeking in each socket, and lowers it by what is taken from the
-    socket: it is a note that changes in one step with the input itself. L{skipUsed} reads it.
-    """
-
-    #: It does not.
-    NOT = enum.auto()
-    #: What was used is noted before it is taken.
-    NOTED = enum.auto()
-    #: Before that, a journal says what was used; the note then says whether it speaks of the input
-    #: at hand.
-    WITNESSED = enum.auto()
-
-
-_NOT, _, _WITNESSED = Kept
-
-
-def skipUsed(kept: socket.socket, journalled: int = 0, witness: int = 0) -> int:
+def skipUsed(kept: socket.socket, mark: int = 0, journalled: int = 0) -> int:
     """
     Take from a socket what a process that has died has used of its input.
 
-    @param journalled: how many bytes it has used, as its journal says.
-    @param witness: which input the journal speaks of.
+    @param mark: which input its journal speaks of: L{StreamTransport.mark}.
+    @param journalled: how many bytes of that it has used, as the journal says.
     @return: how many bytes that was.
     """
     left = kept.getsockopt(SOL_SOCKET, _SO_PEEK_OFF)
     kept.setsockopt(SOL_SOCKET, _SO_PEEK_OFF, _NO_OFFSET)
-    if left in _WITNESSES:
-        left = journalled if left == witness else 0
+    if left in _MARKS:
+        left = journalled if left == mark else 0
     skipped = 0
     with suppress(BlockingIOError):
         while skipped < left and (data := kept.recv(left - skipped)):
@@ -169,8 +149,10 @@ class StreamTransport:
     @ivar protocol: whom it serves.
     @ivar queued: whether it waits for its step in the poller's queue; the poller's own note.
     @ivar disconnecting: whether the protocol has asked for the end.
-    @ivar kept: how its socket survives this process.
-    @ivar witness: what tells the input at hand from what came before, if that is L{Kept.WITNESSED}.
+    @ivar kept: whether its socket survives this process, and so remembers what of its input has
+        been used. The kernel has an offset for peeking in each socket, and lowers it by what is
+        taken from the socket: it is a note that changes in one step with the input itself.
+        L{skipUsed} reads it.
     """
 
     _poller: Poller
@@ -179,8 +161,7 @@ class StreamTransport:
     protocol: IBufferedProtocol = attrs.field(init=False)
     queued: bool = attrs.field(default=False, init=False)
     disconnecting: bool = attrs.field(default=False, init=False)
-    kept: Kept = attrs.field(default=_NOT, init=False)
-    witness: int = attrs.field(default=0, init=False)
+    kept: bool = attrs.field(default=False, init=False)
     _life: _Life = attrs.field(default=_OPEN, init=False)
     _reason: Failure | None = attrs.field(default=None, init=False)
 
@@ -196,6 +177,10 @@ class StreamTransport:
     _receiving: bool = attrs.field(default=False, init=False)
     _rest: bytearray | None = attrs.field(default=None, init=False)
     _overdue: bool = attrs.field(default=False, init=False)
+    #: How much of what the protocol was offered had been kept in C{_rest}.
+    _before: int = attrs.field(default=0, init=False)
+    _mark: int = attrs.field(default=0, init=False)
+    _marked: bool = attrs.field(default=False, init=False)
 
     # Writing.
     _output: _Output = attrs.field(default=_FREE, init=False)
@@ -330,52 +315,92 @@ class StreamTransport:
         @param count: how much of C{scratch} has been filled.
         @return: how much of that was taken.
         """
-        rest, kept = self._rest, 0
+        rest, before = self._rest, 0
         data = scratch[:count]
         if rest is not None:
-            kept = len(rest)
+            before = len(rest)
             rest += data
             data = memoryview(rest)
-        if self.kept is _WITNESSED:
-            at = _WITNESSES.index(self.witness) + 1 if self.witness else 0
-            self.witness = _WITNESSES[at % len(_WITNESSES)]
-            self._note(self.witness)
+        self._before = before
         self._receiving = True
         try:
             used = self.protocol.bufferReceived(data)
+            if self._life is not _OPEN:
+                return count
+            taken = used
+            if rest is not None or not used:
+                taken = self._keepRest(data, count, used)
         finally:
             self._receiving = False
-        if self._life is not _OPEN:
-            return count
+        self._overdue = False
+        self._take(scratch, taken)
+        return taken
+
+    def _keepRest(self, data: memoryview, count: int, used: int) -> int:
+        """
+        Keep the beginning of a unit, where that must be.
+
+        @param data: what the protocol was offered.
+        @param count: how much of it is in the socket.
+        @param used: how much of it has been used.
+        @return: how much is to be taken from the socket.
+        """
+        rest, before = self._rest, self._before
         overdue = self._overdue or count >= LONG_UNIT
-        if used < kept or (not used and overdue and not self._paused):
-            # The beginning of a unit is kept here.
+        if used < before or (not used and overdue and not self._paused):
             taken = 0 if self._paused else count
             if rest is None:
                 self._rest = bytearray(data)
             else:
                 data.release()
-                del rest[kept + taken :], rest[:used]
+                del rest[before + taken :], rest[:used]
         else:
-            taken = used - kept
+            taken = used - before
             self._rest = None
-        self._overdue = False
-        if self.kept is not _NOT and (kept or self._rest) and self._poller.whenRest is not None:
-            self._poller.whenRest(self)
-        self._take(scratch, taken)
+        if self.kept and (before or self._rest) and self._poller.whenRest is not None:
+            self._poller.whenRest(self, taken)
         return taken
 
     def _take(self, scratch: memoryview, size: int) -> None:
         """Take from the socket what has been looked at there."""
-        if self.kept is not _NOT and size:
+        kept = self.kept and (size or self._marked)
+        if kept:
             self._note(size)
         while size and (count := self._socket.recv_into(scratch, size)):
             size -= count
-        if self.kept is not _NOT:
+        if kept:
             self._note(_NO_OFFSET)
+            self._marked = False
 
     def _note(self, offset: int) -> None:
         self._socket.setsockopt(SOL_SOCKET, _SO_PEEK_OFF, offset)
+
+    def mark(self) -> int:
+        """
+        Have the socket remember which input is at hand, for a journal that is about to say how much
+        of that has been used.
+
+        @return: what it remembers, which is not what it did before; 0 if no input is at hand.
+        """
+        if not self._receiving:
+            return 0
+        if not self._marked:
+            self._marked = True
+            self._mark = _MARKS[self._mark == _MARKS[0]]
+            self._note(self._mark)
+        return self._mark
+
+    def used(self, size: int) -> tuple[int, bytes]:
+        """
+        What it means for the socket if the protocol says that it has used so much.
+
+        @param size: how much, of what it was offered.
+        @return: how much of that is in the socket, and what is kept here and was not used.
+        """
+        if not self._receiving:
+            return 0, self.rest
+        before = self._before
+        return max(0, size - before), bytes((self._rest or b"")[size:before])
 
     def restOverdue(self) -> None:
         """The end of a unit has not come: its beginning shall not stand in the peer's way."""

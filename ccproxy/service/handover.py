@@ -58,7 +58,8 @@ class HandoverForm:
     @ivar channels: what the connector knows of the VMs.
     @ivar listening: the client socket.
     @ivar pods: the sockets of pods that have joined.
-    @ivar witnesses: after a crash, which input of connections their C{handled} speaks of.
+    @ivar used: after a crash, what was used of the input of connections: see
+        L{EntryForm <ccproxy.service.journal.EntryForm>}.
     """
 
     writer: str
@@ -67,7 +68,7 @@ class HandoverForm:
     channels: list[ChannelsForm] = attrs.field(factory=list)
     listening: Optional[ListeningForm] = None
     pods: list[ListeningForm] = attrs.field(factory=list)
-    witnesses: dict[Key, int] = attrs.field(factory=dict)
+    used: dict[Key, tuple[int, int]] = attrs.field(factory=dict)
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -198,7 +199,7 @@ class Handover:
             listening=journalled.listening,
             pods=journalled.pods,
             rests=journalled.rests,
-            witnesses={key: w for entry in entries for key, w in entry.witnesses.items()},
+            used=journalled.used,
         )
 
     def resume(self, listener: UNIXListener | None, keep: bool) -> None:
@@ -244,14 +245,10 @@ class Handover:
         """Make connections of the sockets that are the core's."""
         connections: dict[Key, IConnection] = {}
         peers = _peers(form)
-        handled: dict[Key | None, int] = {}
-        for snapshot in form.snapshots:
-            handled.update((vm.control, vm.handled) for vm in snapshot.vms)
-            handled.update((client.connection, client.handled) for client in snapshot.clients)
         for key in peers.keys() & self._sockets.keys():
             made = self._sockets.pop(key)
             if self._crashed:
-                skipUsed(made, handled.get(key, 0), form.witnesses.get(key, 0))
+                skipUsed(made, *form.used.get(key, (0, 0)))
             protocol = protocols[key] = AgentChannel(self._registry)
             attach(
                 self._poller, made, peers[key] or credentials(made), protocol,

@@ -31,7 +31,7 @@ from ..net.listening import UNIXListener
 from ..net.passed import inodeOf
 from ..net.polling import Poller
 from ..net.store import DescriptorStore
-from ..net.transport import Kept, StreamTransport
+from ..net.transport import StreamTransport
 from .pods import ListeningForm, Pods
 
 #: How the name of a journal begins under which the manager keeps it.
@@ -62,22 +62,22 @@ class EntryForm:
     @ivar serial: the VM's.
     @ivar snapshot: what is to be known of it, or L{None} once it is gone.
     @ivar channels: what the connector knows of it.
-    @ivar witnesses: which input of its connections C{handled} speaks of:
-        L{skipUsed <ccproxy.net.transport.skipUsed>}.
     @ivar staged: the commands that it has for the agent are in the pipe, or were sent since then.
-    @ivar rests: what was taken from sockets and is not used, of those that have changed.
-    @ivar listening: the client socket.
+    @ivar rests: what was taken from sockets and is not used, of those where it has changed.
+    @ivar used: how much of the input at hand has been used, behind the mark that says which input
+        that is: L{skipUsed <ccproxy.net.transport.skipUsed>}.
+    @ivar listening: the client socket, in an entry that has C{pods}.
     @ivar pods: the sockets of pods that have joined.
     """
 
     serial: Optional[int] = None
     snapshot: Optional[Snapshot] = None
     channels: Optional[ChannelsForm] = None
-    witnesses: dict[Key, int] = attrs.field(factory=dict)
     staged: bool = False
-    rests: Optional[dict[Key, bytes]] = None
+    rests: dict[Key, bytes] = attrs.field(factory=dict)
+    used: dict[Key, tuple[int, int]] = attrs.field(factory=dict)
     listening: Optional[ListeningForm] = None
-    pods: list[ListeningForm] = attrs.field(factory=list)
+    pods: Optional[list[ListeningForm]] = None
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -240,13 +240,19 @@ class Journal:
         if self._size > max(LEAST_REWRITTEN, 4 * self._live):
             self._rewrite()
 
-    def _restChanged(self, transport: StreamTransport) -> None:
-        """A transport keeps the beginning of a unit, or no longer."""
-        key, rest = inodeOf(transport.fileno()), transport.rest
+    def _restChanged(self, transport: StreamTransport, taken: int) -> None:
+        """A transport keeps the beginning of a unit, or no longer, and is about to take input."""
+        key = inodeOf(transport.fileno())
+        form = EntryForm(used={key: (transport.mark(), taken)})
+        self._noteRest(form, key, transport.rest)
+        self._entry(form)
+
+    def _noteRest(self, form: EntryForm, key: Key, rest: bytes) -> None:
+        if rest or key in self._rests:
+            form.rests[key] = rest
         self._rests.pop(key, None)
         if rest:
             self._rests[key] = rest
-        self._entry(EntryForm(rests={key: rest}))
 
     def _vm(self, vm: VM) -> None:
         now: dict[Key, StreamTransport] = {}
@@ -263,15 +269,19 @@ class Journal:
         if known or vm.processes.sessions:
             snapshot = writeVM(vm, keyOf)
             self._connections[vm.serial] = set(now)
-            for key in now.keys() - before:
-                transport = now[key]
-                transport.kept = Kept.NOTED if transport is vm.io else Kept.WITNESSED
-                self._keep(key, transport.fileno())
-                if transport.rest:
-                    self._restChanged(transport)
-            channels = self._connector.channelsOf(vm)
-            witnesses = {key: each.witness for key, each in now.items() if each.witness}
-            form = EntryForm(vm.serial, snapshot, channels, witnesses)
+            form = EntryForm(vm.serial, snapshot, self._connector.channelsOf(vm))
+            handled = {each.connection: each.handled for each in snapshot.clients}
+            handled.update((each.control, each.handled) for each in snapshot.vms)
+            for key, transport in now.items():
+                new = key not in before
+                if new:
+                    transport.kept = True
+                    self._keep(key, transport.fileno())
+                if new or key in handled:
+                    size, rest = transport.used(handled.get(key, 0))
+                    self._noteRest(form, key, rest)
+                    if mark := transport.mark():
+                        form.used[key] = mark, size
             commands = b"" if vm.unsent is None else vm.unsent.contents
             if 0 < len(commands) <= MOST_STAGED:
                 self._writeAndSend(form, vm, commands)
@@ -308,12 +318,14 @@ class Journalled:
 
     @ivar vms: its last word of each VM that is not gone.
     @ivar rests: what was taken from sockets and not used.
+    @ivar used: what was used of their input: see L{EntryForm}.
     @ivar listening: the client socket.
     @ivar pods: the sockets of pods that have joined.
     """
 
     vms: dict[int, EntryForm] = attrs.field(factory=dict)
     rests: dict[Key, bytes] = attrs.field(factory=dict)
+    used: dict[Key, tuple[int, int]] = attrs.field(factory=dict)
     listening: ListeningForm | None = None
     pods: list[ListeningForm] = attrs.field(factory=list)
 
@@ -338,11 +350,13 @@ def readJournal(data: bytes, staged: bytes) -> Journalled:
             entry = _decoder.decode(body)
         except msgspec.MsgspecError as error:
             raise BadSnapshot(f"the journal has another form: {error}") from None
-        if entry.rests is not None:
-            found.rests.update(entry.rests)
-        elif entry.serial is None:
+        found.rests.update(entry.rests)
+        found.used.update(entry.used)
+        if entry.pods is not None:
             found.listening, found.pods = entry.listening, entry.pods
-        elif entry.snapshot is None:
+        if entry.serial is None:
+            continue
+        if entry.snapshot is None:
             found.vms.pop(entry.serial, None)
         else:
             last = found.vms[entry.serial] = entry

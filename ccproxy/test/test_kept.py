@@ -26,7 +26,7 @@ from ccproxy.net.notify import Notifier
 from ccproxy.net.passed import PREFIX, inodeOf, takePassed
 from ccproxy.net.rights import MOST_HELD, Received, RightsSocket
 from ccproxy.net.store import DescriptorStore
-from ccproxy.net.transport import Kept, skipUsed
+from ccproxy.net.transport import skipUsed
 from ccproxy.service.journal import EntryForm, Journal, _encoded, readJournal
 from ccproxy.tools.supervise import Store
 from ccproxy.wire.codes import ControlCode, Dialect
@@ -41,50 +41,98 @@ SO_PEEK_OFF = 42
 class SkipTests(SocketCase):
     """What the next process does not use again."""
 
-    def died(self, kept: Kept, before: bool) -> tuple[socket.socket, int]:
+    def offered(self, transport: Any) -> tuple[socket.socket, Any]:
+        """A socket that lives on, and what is noted in it now."""
+        ours = socket.socket(fileno=os.dup(transport.fileno()))
+        self.addCleanup(ours.close)
+        return ours, lambda: ours.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF)
+
+    def died(self, before: bool, marked: bool = True) -> tuple[socket.socket, int]:
         """
         A socket whose process has died while it used the input.
 
         @param before: before it noted what it has used, or else after that, and before it took it.
-        @return: our end, and the witness.
+        @param marked: a journal was written meanwhile.
+        @return: our end, and the mark.
         """
         offsets: list[int] = []
+        marks = [0]
 
         def use(data: memoryview) -> int:
-            offsets.append(ours.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF))
+            if marked:
+                marks.append(transport.mark())
+                self.assertEqual(transport.mark(), marks[-1])
+                self.assertEqual(transport.used(2), (2, b""))
+            offsets.append(noted())
             return 6
 
-        sink, transport, theirs = self.connected(use)
-        ours = transport._socket
-        transport.kept = kept
-        theirs.send(b"used\\n\\nrest")
-        self.turn()
-        self.assertEqual(sink.data, b"used\\n\\nrest"[:6])
-        self.assertEqual(ours.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF), -1)
+        _, transport, theirs = self.connected(use)
+        ours, noted = self.offered(transport)
+        transport.kept = True
+        for _ in range(3):
+            theirs.send(b"used..")
+            self.turn()
+            self.assertEqual(noted(), -1)
+        self.assertEqual((transport.mark(), transport.used(2)), (0, (0, b"")))
+        self.assertEqual(marks[-1] != marks[-2] if marked else marks, marked or [0])
         # The same once more, up to the moment of death.
-        copy = socket.socket(fileno=os.dup(ours.fileno()))
-        self.addCleanup(copy.close)
-        witness = transport.witness
-        copy.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, offsets[-1] if before else 4)
-        return copy, witness
+        theirs.send(b"used..rest")
+        self.turn()
+        ours.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, offsets[-1] if before else 4)
+        return ours, marks[-1]
 
     def test_notNoted(self) -> None:
         """What was not noted is used again."""
-        ours, _ = self.died(Kept.NOTED, before=True)
+        ours, _ = self.died(before=True, marked=False)
         self.assertEqual(skipUsed(ours), 0)
 
     def test_noted(self) -> None:
-        """What was noted and not taken is skipped."""
-        for kept in (Kept.NOTED, Kept.WITNESSED):
-            ours, _ = self.died(kept, before=False)
-            self.assertEqual(skipUsed(ours), 4)
+        """What was noted and not taken is skipped, whatever the journal says."""
+        for marked in (False, True):
+            ours, mark = self.died(before=False, marked=marked)
+            self.assertEqual(skipUsed(ours, mark, 2), 4)
             self.assertEqual(ours.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF), -1)
 
     def test_journalled(self) -> None:
         """What the journal says was used is skipped if it speaks of the input at hand."""
         for other, skipped in ((0, 2), (1, 0)):
-            ours, witness = self.died(Kept.WITNESSED, before=True)
-            self.assertEqual(skipUsed(ours, 2, witness + other), skipped)
+            ours, mark = self.died(before=True)
+            self.assertEqual(skipUsed(ours, mark + other, 2), skipped)
+
+    def test_rest(self) -> None:
+        """
+        Of input whose beginning is kept in memory, a journal can say at any moment what is in the
+        socket still, and what was kept and not used.
+        """
+        told: list[Any] = []
+
+        def use(data: memoryview) -> int:
+            told.append([transport.used(size) for size in (0, 3, len(data))])
+            return 0 if len(data) < 12 else 12
+
+        def taking(transport: Any, taken: int) -> None:
+            told.append((taken, transport.mark() == noted(), transport.rest))
+
+        _, transport, theirs = self.connected(use)
+        _, noted = self.offered(transport)
+        transport.kept = True
+        self.poller.whenRest = taking
+        theirs.send(b"begun")
+        self.turn()
+        del told[:]
+        self.assertEqual(transport.rest, b"")
+        transport.restOverdue()
+        self.turn()
+        self.assertEqual(told, [[(0, b""), (3, b""), (5, b"")], (5, True, b"begun")])
+        self.assertEqual(transport.used(3), (0, b"begun"))
+        del told[:]
+        theirs.send(b"and ended")
+        self.turn()
+        # 5 bytes were kept, 9 are in the socket; 12 are used, 7 of those from the socket.
+        self.assertEqual(
+            told[:2], [[(0, b"begun"), (0, b"un"), (9, b"")], (7, True, b"")],
+        )  # fmt: skip
+        self.assertEqual(noted(), -1)
 
     def test_taken(self) -> None:
         """What has been taken is not skipped twice: the kernel lowers the note itself."""
