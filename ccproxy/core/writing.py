@@ -90,17 +90,22 @@ class _Table(Generic[T, F]):
     @ivar forms: what was written of them.
     """
 
-    def __init__(self, form: Callable[[T], F]) -> None:
+    def __init__(self, form: Callable[[T], F], toWrite: list[tuple[_Table[Any, Any], Any]]) -> None:
+        """
+        @param form: writes one.
+        @param toWrite: all things that were met, of all kinds, with their tables.
+        """
         self.forms: list[F] = []
         self._form = form
-        self._things: list[T] = []
+        self._toWrite = toWrite
         self._places: dict[int, Place] = {}
 
     def place(self, thing: T) -> Place:
         """Where a thing is."""
-        place = self._places.setdefault(id(thing), len(self._things))
-        if place == len(self._things):
-            self._things.append(thing)
+        place = self._places.get(id(thing))
+        if place is None:
+            place = self._places[id(thing)] = len(self._places)
+            self._toWrite.append((self, thing))
         return place
 
     def maybe(self, thing: T | None) -> Place | None:
@@ -111,12 +116,9 @@ class _Table(Generic[T, F]):
         """Where several are."""
         return [self.place(thing) for thing in things]
 
-    def fill(self) -> bool:
-        """Write those that were met since the last time; whether there were any."""
-        before = len(self.forms)
-        while len(self.forms) < len(self._things):
-            self.forms.append(self._form(self._things[len(self.forms)]))
-        return len(self.forms) > before
+    def write(self, thing: T) -> None:
+        """Write one down; those that it knows are met so."""
+        self.forms.append(self._form(thing))
 
 
 class _Writer:
@@ -133,11 +135,12 @@ class _Writer:
         self._only = only
         self._keyOf = keyOf
         self._now = registry.clock.seconds()
-        self._clients = _Table(self._client)
-        self._vms = _Table(self._vm)
-        self._sessions = _Table(self._session)
-        self._slots = _Table(self._slot)
-        self._commands = _Table(self._command)
+        self._toWrite: list[tuple[_Table[Any, Any], Any]] = []
+        self._clients = _Table(self._client, self._toWrite)
+        self._vms = _Table(self._vm, self._toWrite)
+        self._sessions = _Table(self._session, self._toWrite)
+        self._slots = _Table(self._slot, self._toWrite)
+        self._commands = _Table(self._command, self._toWrite)
 
     def write(self) -> Snapshot:
         registry, only = self._registry, self._only
@@ -153,9 +156,8 @@ class _Writer:
         knownPlaces = {name: self._vms.place(vm) for name, vm in known.items()}
         leavingPlaces = self._vms.all(leaving)
         tokenPlaces = {token: self._sessions.place(each) for token, each in tokens.items()}
-        tables = (self._clients, self._vms, self._sessions, self._slots, self._commands)
-        while any(table.fill() for table in tables):
-            pass  # what one has met may be in the table of another
+        for table, thing in self._toWrite:  # which becomes longer meanwhile
+            table.write(thing)
         return Snapshot(
             serial=registry._serial,
             clientCount=registry.clientCount,
