@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .results import UNITS, Results, Verdict, ratio, reached
-from .rows import COSTS, PROXY, RELAY, ROWS, SIZES, SOCAT, SUBJECTS
+from .results import UNITS, Results, Verdict, keptTimes, ratio, reached
+from .rows import COSTS, KEPT, PROXY, RELAY, ROWS, SIZES, SOCAT, SUBJECTS
 from .svg import Axis, plot
 
 #: Who is idle for more than this part of the time is not the limit. Both can be, where each waits
@@ -112,6 +112,20 @@ def memory(results: Results) -> Table:
     return lines
 
 
+def kept(results: Results) -> Table:
+    """What a journal costs that outlives a crash."""
+    lines = [["scenario", "without a journal", "with one", "times"]]
+    for row in (row for row in ROWS if row.name in results):
+        for target in row.targets:
+            times = keptTimes(row, results, target.measure)
+            if times is not None:
+                found = (results[row.name][each][target.measure] for each in (PROXY, KEPT))
+                values = (_value(target.measure, value) for value in found)
+                what = f"{row.title}: {_MEASURES[target.measure]}"
+                lines.append([what, *values, f"{times:.2f}"])
+    return lines
+
+
 def plots(results: Results) -> Iterator[tuple[str, str]]:
     """The name of each plot, and the plot."""
     lines = [
@@ -129,7 +143,7 @@ def plots(results: Results) -> Iterator[tuple[str, str]]:
     lines = [
         (subject, [(value, 100 * n / len(latency)) for n, value in enumerate(latency[:-1])])
         for subject, found in results.get("echo", {}).items()
-        if (latency := found["latency_us"])
+        if subject in SUBJECTS and (latency := found["latency_us"])
     ]
     if lines:
         yield (
@@ -179,6 +193,7 @@ def tables(results: Results) -> Iterator[tuple[str, Table]]:
         "targets": targets(results),
         "limits": limits(results),
         "fairness": fairness(results),
+        "kept": kept(results),
         "memory": memory(results),
     }
     return ((name, table) for name, table in made.items() if len(table) > 1)

@@ -14,7 +14,7 @@ import attrs
 
 import twisted
 
-from .rows import PROXY, RELAY, SUBJECTS, Row, Target
+from .rows import KEPT, PROXY, RELAY, SUBJECTS, Row, Target
 
 #: What was found about each subject of each row: a number for each measure, and lists.
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -69,6 +69,12 @@ def ratio(row: Row, results: Results, measure: str, subject: str) -> float | Non
     return results[row.name][PROXY][measure] / yardstick if yardstick else None
 
 
+def keptTimes(row: Row, results: Results, measure: str) -> float | None:
+    """How many times as much it is with a journal, or L{None} where that was not measured."""
+    found = results[row.name].get(KEPT, {}).get(measure)
+    return found / results[row.name][PROXY][measure] if found else None
+
+
 @attrs.frozen
 class Verdict:
     """
@@ -103,7 +109,10 @@ def check(
     for name, ofRow in bounds.items():
         for measure, ofMeasure in ofRow.items():
             for subject, most in ofMeasure.items():
-                if subject in SUBJECTS:
+                if subject == KEPT:
+                    found = keptTimes(known[name], results, measure)
+                    what = f"{name} {measure} with a journal, in times that without"
+                elif subject in SUBJECTS:
                     found = ratio(known[name], results, measure, subject)
                     what = f"{name} {measure}, in times the {subject}'s"
                 else:

@@ -10,6 +10,9 @@ import attrs
 
 #: Who can be between the peers: the proxy, a relay that does nothing else, and C{socat}.
 PROXY, RELAY, SOCAT = SUBJECTS = ("ccproxy", "relay", "socat")
+#: The proxy once more, under a supervisor: it keeps a journal that outlives a crash.
+KEPT = "kept"
+_ALL = (PROXY, KEPT, RELAY, SOCAT)
 
 
 @attrs.frozen
@@ -79,7 +82,9 @@ def _streams() -> Iterator[Row]:
                 count //= 3
             options = {"size": size, "count": count}
             title = f"{scenario}, {size} byte{'s' * (size > 1)}, CPU per frame"
-            yield Row(name, title, scenario, options, SUBJECTS, _STREAM_TARGETS.get(name, ()))
+            targets = _STREAM_TARGETS.get(name, ())
+            subjects = _ALL if targets else SUBJECTS
+            yield Row(name, title, scenario, options, subjects, targets)
 
 
 ROWS = (
@@ -89,6 +94,7 @@ ROWS = (
         "stdout, 512 bytes, 10 VMs with 10 shims, every frame to another session, CPU per frame",
         "stdout",
         {"size": 512, "count": 200_000, "vms": 10, "shims": 10},
+        (PROXY, KEPT),
         targets=(Target("cpu_us", 1.4, historic="5.3 us"),),
         against="stdout-512",
     ),
@@ -97,7 +103,7 @@ ROWS = (
         "a keystroke and back",
         "echo",
         {"size": 1, "count": 5000},
-        SUBJECTS,
+        _ALL,
         (
             Target("p50", 1.1, True, "1.1 times"),
             Target("p99", 1.2, True),
@@ -117,6 +123,7 @@ ROWS = (
         "Hyper ping",
         "ping",
         {"count": 5000},
+        (PROXY, KEPT),
         targets=(
             Target("cpu_us", 50, historic="80-90 us"),
             Target("p50", 95, historic="108 us"),

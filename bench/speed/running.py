@@ -17,9 +17,9 @@ from typing import Any
 
 import attrs
 
-from ccproxy.testing.daemon import Daemon
+from ccproxy.testing.daemon import Daemon, script
 
-from .rows import PROXY, RELAY, Row
+from .rows import KEPT, PROXY, RELAY, Row
 
 #: Seconds until a run counts as stuck.
 PATIENCE = 120
@@ -48,7 +48,7 @@ class Bench:
     programs: Path
     folder: Path
     processors: str = APART
-    _daemon: Daemon | None = None
+    _daemons: dict[str, Daemon] = attrs.field(factory=dict)
     _ours: set[int] = attrs.field(init=False)
     _theirs: set[int] = attrs.field(init=False)
 
@@ -59,10 +59,10 @@ class Bench:
         os.sched_setaffinity(0, self._ours)
 
     def close(self) -> None:
-        """Stop the daemon."""
-        if self._daemon is not None:
-            self._daemon.clear()
-            self._daemon = None
+        """Stop the daemons."""
+        while self._daemons:
+            _, daemon = self._daemons.popitem()
+            daemon.clear()
 
     def run(self, row: Row, subject: str) -> dict[str, Any]:
         """
@@ -73,23 +73,24 @@ class Bench:
         """
         if row.scenario == "start":
             return self._start()
-        if subject != PROXY:
+        if subject not in (PROXY, KEPT):
             return self._relayed(row, subject)
         if row.fresh:
             self.close()
         try:
-            daemon = self._running()
-            return self._load(row, daemon.pid, f"socket={daemon.path}")
+            daemon = self._running(subject)
+            pid = daemon.pid if subject == PROXY else daemon.child
+            return self._load(row, pid, f"socket={daemon.path}")
         finally:
             if row.fresh:
                 self.close()
 
-    def _running(self) -> Daemon:
-        if self._daemon is None:
-            daemon = _newDaemon()
+    def _running(self, subject: str) -> Daemon:
+        if subject not in self._daemons:
+            daemon = _newDaemon(kept=subject == KEPT)
             with self._elsewhere():
-                self._daemon = daemon.start()
-        return self._daemon
+                self._daemons[subject] = daemon.start()
+        return self._daemons[subject]
 
     @contextmanager
     def _elsewhere(self) -> Iterator[None]:
@@ -152,10 +153,13 @@ class Bench:
         return found
 
 
-def _newDaemon() -> Daemon:
+def _newDaemon(kept: bool = False) -> Daemon:
+    command = [*script("cc-proxy"), "-socket-path", "{socket}"]
+    if kept:
+        command = [*script("ccproxyctl"), "supervise", "--", *command]
     # One that is installed has its modules compiled; it is not to find those of the sources.
     installed = Path(sys.executable).with_name("cc-proxy").exists()
-    return Daemon(extra={"PYTHONPATH": ""} if installed else {})
+    return Daemon(command=command, extra={"PYTHONPATH": ""} if installed else {})
 
 
 def processorTime(pid: int) -> float:

@@ -107,6 +107,12 @@ class Daemon:
         """Its process id."""
         return self.process.pid
 
+    @property
+    def child(self) -> int:
+        """The process id of its only child: the daemon, of a supervisor."""
+        (child,) = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return int(child)
+
     def spawn(self, output: int | None = None, inherited: Sequence[int] = ()) -> None:
         """
         Start it, without waiting for its socket.
