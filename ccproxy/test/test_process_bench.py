@@ -65,7 +65,7 @@ class BoundsTests(SynchronousTestCase):
         self.results, self.rows = _module("results"), _module("rows")
         self.found = {
             "stdout-512": {"ccproxy": _sample(0.6), "relay": _sample(0.2), "socat": _sample(0.4)},
-            "interleaved": {"ccproxy": _sample(1.8)},
+            "interleaved": {"ccproxy": _sample(1.8), "kept": _sample(2.7)},
         }
 
     def check(self, bounds: object) -> list[tuple[float, bool]]:
@@ -81,6 +81,16 @@ class BoundsTests(SynchronousTestCase):
         bounds = {"interleaved": {"cpu_us": {"socat": 4.4, "absolute": 1.9}}}
         self.assertEqual(self.check(bounds), [(4.5, False), (1.8, True)])
 
+    def test_kept(self) -> None:
+        """What a journal costs is compared with the same without one."""
+        for most, good in ((1.4, False), (1.5, True)):
+            self.assertEqual(
+                self.check({"interleaved": {"cpu_us": {"kept": most}}}), [(1.5, good)]
+            )
+        self.assertRaises(KeyError, self.check, {"stdout-512": {"cpu_us": {"kept": 2}}})
+        (_, line) = _module("report").kept(self.found)
+        self.assertEqual(line[1:], ["1.8 us", "2.7 us", "1.50"])
+
     def test_nothingMeasured(self) -> None:
         """A bound for what was not measured is an error, and not kept silently."""
         self.assertRaises(KeyError, self.check, {"interleaved": {"p50": {"relay": 2}}})
@@ -93,7 +103,7 @@ class BoundsTests(SynchronousTestCase):
         self.assertEqual(set(bounds) - names, set())
         for measures in bounds.values():
             for subjects in measures.values():
-                self.assertEqual(set(subjects) - {"relay", "socat", "absolute"}, set())
+                self.assertEqual(set(subjects) - {"kept", "relay", "socat", "absolute"}, set())
 
     def test_medians(self) -> None:
         """Of numbers and of each place of a list."""
