@@ -5,7 +5,6 @@ Asking the admin socket, for tests that block.
 from __future__ import annotations
 
 import json
-import os
 import socket
 from http.client import HTTPConnection, HTTPResponse
 from typing import Any
@@ -18,7 +17,7 @@ from ccproxy.testing.daemon import eventually
 class UNIXConnection(HTTPConnection):
     """HTTP over a UNIX socket."""
 
-    def __init__(self, path: str, timeout: float = 10.0) -> None:
+    def __init__(self, path: str, timeout: float = 20.0) -> None:
         """
         @param path: the socket.
         """
@@ -27,10 +26,9 @@ class UNIXConnection(HTTPConnection):
 
     def connect(self) -> None:
         """Open the socket, which a daemon that starts has just after that for clients."""
-        eventually(lambda: os.path.exists(self._path), self._path)
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        eventually(lambda: self.sock.connect_ex(self._path) == 0, f"{self._path} is served")
 
 
 @attrs.frozen

@@ -289,5 +289,5 @@ def runProxy(*arguments: str, **variables: str) -> subprocess.CompletedProcess[s
     """Run C{cc-proxy} to its end."""
     return subprocess.run(
         [*script("cc-proxy"), *arguments], env=environment(**variables), cwd="/",
-        capture_output=True, text=True, timeout=30, check=False,
+        capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip

@@ -101,7 +101,7 @@ class ScriptedAgent:
         readyDelay: float = 0.0,
         readPause: float = 0.0,
         strict: bool = True,
-        timeout: float = 10.0,
+        timeout: float = 20.0,
     ) -> None:
         """
         @param directory: where its sockets shall be.

@@ -74,7 +74,7 @@ class BlockingClient:
     @ivar closed: whether the proxy has closed the connection.
     """
 
-    def __init__(self, path: str, timeout: float = 10.0) -> None:
+    def __init__(self, path: str, timeout: float = 20.0) -> None:
         """
         @param path: the proxy's socket.
         @param timeout: seconds that anything waited for may take.

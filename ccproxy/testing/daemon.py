@@ -20,8 +20,12 @@ from typing import Any
 import ccproxy
 
 
-def eventually(probe: Callable[[], Any], what: str, timeout: float = 10.0) -> Any:
-    """Ask again and again until the probe is true; what it gave then."""
+def eventually(probe: Callable[[], Any], what: str, timeout: float = 30.0) -> Any:
+    """
+    Ask again and again until the probe is true; what it gave then.
+
+    @param timeout: seconds after which it will never be, on the slowest and busiest of machines.
+    """
     deadline = time.monotonic() + timeout
     while True:
         result = probe()
@@ -49,13 +53,20 @@ def script(name: str) -> list[str]:
     return [sys.executable, "-c", program]
 
 
+#: What a child would take for its own: ours are the proxy's, the rest a service manager's.
+_NOT_INHERITED = {
+    "CCPROXY_ADMIN_SOCKET", "CCPROXY_SOCKET", "CC_PROXY_JOIN", "CC_PROXY_LOG_LEVEL", "FDSTORE",
+    "LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC",
+}  # fmt: skip
+
+
 def environment(**more: str) -> dict[str, str]:
     """
     The environment in which a child imports the same ccproxy as this process has, and leaves the
-    KSM of this machine alone.
+    KSM and the service manager of this machine alone.
     """
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in _NOT_INHERITED},
         "PYTHONPATH": str(Path(ccproxy.__file__).parent.parent),
         "CCPROXY_KSM_ROOT": "/nonexistent",
         **more,
@@ -127,7 +138,7 @@ class Daemon:
                 cwd=self.directory, env=self._environment, pass_fds=inherited,
             )  # fmt: skip
 
-    def start(self, output: int | None = None, timeout: float = 20.0) -> Daemon:
+    def start(self, output: int | None = None, timeout: float = 60.0) -> Daemon:
         """
         Start it, and wait until its socket takes connections.
 
@@ -152,7 +163,7 @@ class Daemon:
                 return False
         return True
 
-    def wait(self, timeout: float = 15.0) -> int:
+    def wait(self, timeout: float = 60.0) -> int:
         """Wait for its end; its exit status."""
         return self.process.wait(timeout)
 
@@ -187,11 +198,22 @@ class Daemon:
                 found[int(name)] = os.readlink(f"/proc/{self.pid}/fd/{name}")
         return found
 
+    def isIdle(self) -> bool:
+        """Whether all of its threads sleep: it has done all that there was to do."""
+        for thread in Path(f"/proc/{self.pid}/task").iterdir():
+            # One that is missing has ended between the two calls.
+            with suppress(FileNotFoundError, ProcessLookupError):
+                if (thread / "stat").read_text().rpartition(")")[2].split()[0] != "S":
+                    return False
+        return True
+
     def settledDescriptors(self) -> int:
         """How many descriptors it has, once it has closed those that others have left."""
         counts = [-1]
 
         def settled() -> bool:
+            if not self.isIdle():
+                return False
             counts.append(len(self.descriptors()))
             return counts[-1] == counts[-2]
 
