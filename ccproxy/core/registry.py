@@ -57,6 +57,7 @@ class Registry:
         to know them, a call that notes nothing would still cost more than the step.
     @ivar draining: no new VM is registered.
     @ivar clientCount: how many clients have connected so far.
+    @ivar crashLoss: how many bytes of output and stdin crashes have cost all sessions.
     @ivar urls: of the sockets over which VMs have been registered; C{""} is the one of C{url}.
     @ivar whenRegistered: called when a VM has been registered.
     @ivar whenUnregistered: called when a VM has been unregistered.
@@ -82,6 +83,7 @@ class Registry:
     verbose: bool = True
     draining: bool = False
     clientCount: int = 0
+    crashLoss: tuple[int, int] = (0, 0)
     urls: set[str] = attrs.field(factory=set)
     whenRegistered: Callable[[], None] | None = None
     whenUnregistered: Callable[[], None] | None = None

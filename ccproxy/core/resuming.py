@@ -168,11 +168,17 @@ def resume(
     @raise BadSnapshot: the state contradicts itself. The registry is of no use then.
     """
     resumed = Resumed(registry, {}, [], [])
+    output = stdin = 0
     try:
         for snapshot in snapshots:
             _Reader(resumed, snapshot, connections).read()
+            # One process has written them all, so each has the same, or none.
+            output, stdin = max((output, stdin), snapshot.crashLoss)
     except LookupError as error:
         raise BadSnapshot(f"the state names what is not in it: {error!r}") from error
+    for _, lostOutput, lostInput in resumed.losses:
+        output, stdin = output + lostOutput, stdin + lostInput
+    registry.crashLoss = output, stdin
     return resumed
 
 
@@ -309,6 +315,8 @@ class _Reader:
         output.pending = list(form.pending)
         output.pendingSize = sum(map(len, form.pending))
         output.dropping, output.dropped = form.dropping, form.dropped
+        before = form.crashLoss
+        session.crashLoss = before[0] + form.lostOutput, before[1] + form.lostInput
         if form.lostOutput or form.lostInput:
             self._losses.append((session, form.lostOutput, form.lostInput))
         stdin._pieces.extend(form.pieces)

@@ -61,6 +61,7 @@ class Session:
     @ivar stdin: what its process is owed.
     @ivar held: signals that wait for the start.
     @ivar killed: it was ended by a signal before its start was sent.
+    @ivar crashLoss: how many bytes of output and stdin crashes of the daemon have cost it.
     """
 
     vm: VM
@@ -75,6 +76,7 @@ class Session:
     terminal: bool = False
     status: int | None = None
     killed: bool = False
+    crashLoss: tuple[int, int] = (0, 0)
     output: Output = attrs.field(init=False)
     stdin: StdinQueue = attrs.field(init=False)
     held: HeldSignals = attrs.field(init=False)

@@ -160,6 +160,7 @@ class SessionForm:
     @ivar named: whether the agent's names do.
     @ivar lostOutput: how many bytes of output were kept for its shim, and are not written here.
     @ivar lostInput: the same of its stdin.
+    @ivar crashLoss: what it has lost so in crashes before.
     @ivar exitIn: in how many seconds its exit waits no more for output, if that is so.
     @ivar endIn: in how many seconds it is given up, if that is so.
     """
@@ -193,6 +194,7 @@ class SessionForm:
     closeAfter: bool = False
     lostOutput: int = 0
     lostInput: int = 0
+    crashLoss: tuple[int, int] = (0, 0)
     exitIn: Optional[float] = None
     endIn: Optional[float] = None
 
@@ -279,6 +281,7 @@ class Snapshot:
 
     @ivar known: the VMs by their names.
     @ivar tokens: the sessions by their tokens.
+    @ivar crashLoss: what crashes before have cost all sessions.
     """
 
     serial: int = 0
@@ -293,6 +296,7 @@ class Snapshot:
     known: dict[str, Place] = attrs.field(factory=dict)
     leaving: list[Place] = attrs.field(factory=list)
     tokens: dict[str, Place] = attrs.field(factory=dict)
+    crashLoss: tuple[int, int] = (0, 0)
 
 
 def seal(body: bytes) -> bytes:

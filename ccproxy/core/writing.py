@@ -171,6 +171,7 @@ class _Writer:
             known=knownPlaces,
             leaving=leavingPlaces,
             tokens=tokenPlaces,
+            crashLoss=registry.crashLoss,
         )
 
     def _is(self, vm: VM | None) -> bool:
@@ -280,6 +281,7 @@ class _Writer:
             closeAfter=session._closeAfter,
             lostOutput=output.held if self._only is not None else 0,
             lostInput=stdin.size if self._only is not None else 0,
+            crashLoss=session.crashLoss,
             exitIn=self._left(session._exitWait),
             endIn=self._left(session._endWait),
         )

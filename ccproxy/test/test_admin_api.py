@@ -17,6 +17,7 @@ from twisted.logger import LogLevel
 from twisted.trial.unittest import SynchronousTestCase
 
 from ..core.console import ConsoleRing
+from ..service.admin import metrics
 from ..service.admin.calls import Refused
 from ..service.admin.console import ConsoleFollower
 from ..service.admin.events import Events
@@ -105,6 +106,31 @@ class MetricsTests(SynchronousTestCase):
             self.assertEqual(found.get(name), value, name)
         self.assertGreater(found["process_resident_memory_bytes"], 1 << 20)
         self.assertTrue(any(name.startswith("ccproxy_build_info python=3") for name in found))
+
+    def test_losses(self) -> None:
+        """What crashes have cost is there in all, and of the sessions that have lost most."""
+        self.patch(metrics, "MOST_SESSIONS", 2)
+        _, _, tokens = self.world.register(streams=4)
+        found = self.samples()
+        self.assertEqual(found["ccproxy_crash_lost_bytes_total direction=out"], 0)
+        self.assertFalse([name for name in found if name.startswith("ccproxy_session_")])
+        self.world.registry.crashLoss = (70, 9)
+        for token, loss in zip(tokens, ((30, 0), (0, 0), (10, 0), (20, 9)), strict=True):
+            self.world.registry.tokens[token].crashLoss = loss
+        found = self.samples()
+        self.assertEqual(found["ccproxy_crash_lost_bytes_total direction=out"], 70)
+        self.assertEqual(found["ccproxy_crash_lost_bytes_total direction=in"], 9)
+        first, _, _, last = (f"serial=1 session={token[:6]}... vm=vm" for token in tokens)
+        name = "ccproxy_session_crash_lost_bytes_total"
+        self.assertEqual(
+            {key: value for key, value in found.items() if key.startswith(name)},
+            {
+                f"{name} direction=out {first}": 30,
+                f"{name} direction=in {first}": 0,
+                f"{name} direction=out {last}": 20,
+                f"{name} direction=in {last}": 9,
+            },
+        )
 
     def test_backpressure(self) -> None:
         """A pause counts while it lasts, and once it is over."""

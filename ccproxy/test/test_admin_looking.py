@@ -99,6 +99,13 @@ class LookingTests(SynchronousTestCase):
         _, client = looking.clients(self.registry)
         self.assertEqual((client.session, client.unsent), (first.session, 112))
 
+    def test_crashLoss(self) -> None:
+        """A session is shown with what crashes have cost it."""
+        _, _, tokens = self.world.register(streams=1)
+        self.registry.tokens[tokens[0]].crashLoss = (3, 4)
+        (session,) = looking.sessions(self.registry)
+        self.assertEqual((session.lost.output, session.lost.input), (3, 4))
+
     def test_tokens(self) -> None:
         """No token is shown whole."""
         _, _, tokens = self.world.register(streams=1)

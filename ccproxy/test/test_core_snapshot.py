@@ -266,6 +266,45 @@ class ResumeTests(SynchronousTestCase):
         resumed.begin()
         self.assertEqual(shim.connection.take(), encodeFrame(FrameType.RESPONSE, Command.SIGNAL))
 
+    def crashed(self, world: World) -> None:
+        """Another process takes the place of the world's, which has died."""
+        written = [writeVM(vm, id) for vm in world.registry.vms.values()]
+        world.registry = self.empty(world)
+        resume(world.registry, written, {}).recover()
+
+    def test_crashLoss(self) -> None:
+        """
+        What crashes have cost is known of each session and in all, said once, and known to all
+        processes that follow.
+        """
+        world = World()
+        for name in ("a", "b"):
+            agent, runtime, tokens = world.register(name, streams=2)
+            shim = world.process(agent, runtime, tokens[0])
+            shim.connection.room = 0
+            agent.output(3, b"x" * 88)
+            shim.stream(Stream.STDIN, b"x" * 32000)
+        stdin = agent.vm.processes.numbers[3].stdin.size
+        self.assertGreater(stdin, 0)
+        self.crashed(world)
+        losses = {each.token: each.crashLoss for each in world.registry.tokens.values()}
+        self.assertEqual(sorted(losses.values()), [(0, 0), (0, 0), (100, stdin), (100, stdin)])
+        self.assertEqual(world.registry.crashLoss, (200, 2 * stdin))
+        reports = [event for event in world.events if event.get("event") == "crash-loss"]
+        self.assertEqual([(each["output"], each["stdin"]) for each in reports], [(100, stdin)] * 2)
+        world.events.clear()
+        (written, _), world.registry = self.written(world), self.empty(world)
+        resume(world.registry, [decodeSnapshot(encodeSnapshot(written))], {})
+        self.assertEqual(world.registry.crashLoss, (200, 2 * stdin))
+        world.registry.vms["a"].processes.numbers[3].stdin.add(b"more")
+        self.crashed(world)
+        self.assertEqual(world.registry.crashLoss, (200, 2 * stdin + 4))
+        self.assertEqual(
+            {vm.processes.numbers[3].crashLoss for vm in world.registry.vms.values()},
+            {(100, stdin + 4), (100, stdin)},
+        )
+        self.assertEqual([event["event"] for event in world.events], ["crash-loss"])
+
     def test_times(self) -> None:
         """Waits go on where they were, on whatever clock."""
         world = World(processTimeout=20.0)
@@ -329,7 +368,8 @@ class CompletenessTests(SynchronousTestCase):
         StdinQueue: "_budget _offset _pieces ended scheduled size",
         StdinScheduler: "_mustDrain _rest _sent _vm _waiting turns",
         Session: "vm stdio created token state start kind container process terminal status killed"
-        " output stdin held _claimed _acked _sawEnd _exitQueued _closeAfter _exitWait _endWait",
+        " output stdin held _claimed _acked _sawEnd _exitQueued _closeAfter _exitWait _endWait"
+        " crashLoss",
         HeldSignals: "_held _session",
         Starts: "_parked _vm",
         Processes: "_named _nextStdio _nullFree _vm numbers sessions",

@@ -104,10 +104,13 @@ class ListTests(AskingTestCase):
 
     def test_sessions(self) -> None:
         """Those of a VM are asked by its name, whatever is in it."""
-        self.answer("GET /v1/sessions", [{"vm": "a", "session": "number 7"}])
+        lost = {"output": 2000, "input": 48}
+        self.answer("GET /v1/sessions", [{"vm": "a", "session": "number 7", "lost": lost}])
         self.answer("GET /v1/sessions?vm=a%26b%3D+%C5%BC", [{"vm": "x", "session": "s"}])
         self.vms([{"containerId": "a&b= ż", "serial": 3}])
-        self.assertIn("number 7", self.ctl("sessions")[0])
+        heading, row = self.ctl("sessions")[0].splitlines()
+        self.assertIn("number 7", row)
+        self.assertEqual((heading.split()[-1], row.split()[-1]), ("LOST", "2.0K"))
         self.assertIn("\nx ", self.ctl("sessions", "a&b= ż")[0])
 
     def test_none(self) -> None:

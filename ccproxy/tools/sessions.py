@@ -6,9 +6,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from .asking import askingParser, showTable
-from .tables import Column, quantity, size, span
+from .tables import Column, plain, quantity, size, span
+
+
+def _lost(value: Any) -> str:
+    return size(sum(value.values())) if value else plain(value)
+
 
 COLUMNS = (
     Column("VM", "vm"),
@@ -24,6 +30,7 @@ COLUMNS = (
     quantity("OUTPUT", "bufferedOutput", size),
     quantity("STDIN", "bufferedInput", size),
     quantity("DROPPED", "dropped", size),
+    quantity("LOST", "lost", _lost),
 )
 
 
@@ -33,7 +40,8 @@ def makeParser() -> argparse.ArgumentParser:
         "sessions",
         "List the sessions of all VMs, or of one: a session is one process, from its token to its "
         "end. SHIM is the number of the client that stands for it; OUTPUT and STDIN are the bytes "
-        "that wait in the daemon, DROPPED those that nobody has read for too long.",
+        "that wait in the daemon, DROPPED those that nobody has read for too long, LOST those that "
+        "crashes of the daemon have cost.",
         json=True,
         unknown=True,
     )

@@ -28,6 +28,7 @@ from .views import (
     ClientView,
     CommandView,
     Counts,
+    CrashLoss,
     SessionView,
     Status,
     VMView,
@@ -152,6 +153,7 @@ def sessionView(session: Session) -> SessionView:
         heldSignals=len(session.held),
         dropping=session.output.dropping,
         dropped=session.output.dropped,
+        lost=CrashLoss(*session.crashLoss),
     )
 
 

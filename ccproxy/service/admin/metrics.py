@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
+from heapq import nlargest
 from typing import Protocol, TypeVar
 
 import attrs
@@ -34,6 +35,9 @@ from .events import Events
 from .health import Health
 
 K = TypeVar("K")
+
+#: How many sessions are told one by one of those that a crash has cost something.
+MOST_SESSIONS = 100
 
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _OUTCOMES = {True: "ok", False: "error"}
@@ -77,6 +81,7 @@ class DaemonCollector(Collector):
         yield from self._daemon()
         yield from self._things()
         yield from self._flow()
+        yield from self._losses()
         yield from self._commands()
         yield _counters(
             "ccproxy_events", "Events of the log, by their name.", "event", self.events.counts
@@ -159,6 +164,34 @@ class DaemonCollector(Collector):
             "Frames of clients that were dropped because they may not send them.",
             registry.ignoredFrames,
         )
+
+    def _losses(self) -> Iterator[Metric]:
+        registry = self.registry
+        output, stdin = registry.crashLoss
+        yield _counters(
+            "ccproxy_crash_lost_bytes",
+            "What crashes of the daemon have cost all sessions: bytes that were in its memory.",
+            "direction",
+            {"out": output, "in": stdin},
+        )
+        each = CounterMetricFamily(
+            "ccproxy_session_crash_lost_bytes",
+            f"The same of each session that is still there, of those {MOST_SESSIONS} that have lost"
+            " most.",
+            labels=["vm", "serial", "session", "direction"],
+        )
+        if output or stdin:
+            sessions = (
+                session
+                for vm in looking.allVMs(registry)
+                for session in vm.processes.sessions
+                if any(session.crashLoss)
+            )
+            for session in nlargest(MOST_SESSIONS, sessions, lambda found: sum(found.crashLoss)):
+                labels = [session.vm.containerId, str(session.vm.serial), session.name]
+                for direction, lost in zip(("out", "in"), session.crashLoss, strict=True):
+                    each.add_metric([*labels, direction], lost)
+        yield each
 
     def _commands(self) -> Iterator[Metric]:
         tally = self.registry.tally

@@ -135,6 +135,19 @@ class VMView:
 
 
 @attrs.frozen(slots=False)
+class CrashLoss:
+    """
+    What crashes of the daemon have cost a session: bytes that were in the daemon's memory.
+
+    @ivar output: of output that its shim had not taken.
+    @ivar input: of stdin that its process had not.
+    """
+
+    output: int
+    input: int
+
+
+@attrs.frozen(slots=False)
 class SessionView:
     """
     A session: one process, from its token to its end.
@@ -156,6 +169,7 @@ class SessionView:
     @ivar heldSignals: signals that wait for the start.
     @ivar dropping: whether its output is dropped because nobody has read it for too long.
     @ivar dropped: how many bytes were.
+    @ivar lost: what crashes of the daemon have cost it.
     """
 
     vm: str
@@ -175,6 +189,7 @@ class SessionView:
     heldSignals: int
     dropping: bool
     dropped: int
+    lost: CrashLoss
 
 
 @attrs.frozen(slots=False)
