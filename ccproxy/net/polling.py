@@ -127,13 +127,13 @@ class Poller:
     def _callFollower(self) -> None:
         self._followerReady = True
 
-    def watchRoom(self, transport: StreamTransport, wanted: bool) -> None:
+    def watchRoom(self, fd: int, wanted: bool) -> None:
         """
         Watch a transport's socket for room and for what the peer reads as well, or no more.
 
         If there is room now, that is an event too.
         """
-        self._epoll.modify(transport.fileno(), _READING | EPOLLOUT if wanted else _READING)
+        self._epoll.modify(fd, _READING | EPOLLOUT if wanted else _READING)
 
     def remove(self, transport: StreamTransport) -> None:
         """Forget a transport. Its socket must be open still, and be closed next."""

@@ -4,9 +4,7 @@ A connected AF_UNIX stream socket, as the core wants it.
 What it does otherwise than Twisted's own transport:
 
  - A failed write or a hang-up never ends the connection. Nothing more is written, what the peer
-   sent before it went is read to its end, and only that end is told.
- - What is sent is with the kernel at once or not taken at all, so a sender knows what is on its
-   way, and can learn when the peer has read it.
+   sent before it went is read to its end, and only that end is told (L{ccproxy.net.sending}).
  - Input is looked at where it waits, in the socket, and only what the protocol has used is taken
    from there: whole units. So a process that takes the socket over finds the beginning of one.
    Only of a unit that is longer than the buffer, or whose end stays away, the beginning is taken
@@ -21,51 +19,34 @@ L{ccproxy.net.ordinary.OrdinaryTransport}.
 from __future__ import annotations
 
 import enum
-import errno
 import select
 import socket
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from fcntl import ioctl
 from select import EPOLLOUT, EPOLLRDHUP
 from socket import MSG_PEEK, SOL_SOCKET
-from termios import TIOCOUTQ
 
 import attrs
 from twisted.internet.error import ConnectionDone
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..interfaces import IConnection
-from ..wire.decoder import Buffer
 from .buffered import IBufferedProtocol
-from .polling import HANGUP, READ_SIZE, Poller
+from .polling import HANGUP, READ_SIZE
+from .sending import SocketWriter
 
-#: The most that is written in one call, in bytes: AF_UNIX takes as much whole or not at all.
-MOST_PER_CALL = 32 << 10
-#: The most buffers in one call: the system's IOV_MAX.
-MOST_BUFFERS = 1024
 #: A unit of which so many bytes have come, and not its end, is taken in parts: a socket may not
 #: hold more of it.
 LONG_UNIT = 64 << 10
 #: Reads for one L{StreamTransport.readNow} of a peer that is there, which may never stop sending:
 #: far more than a socket holds.
 MOST_AT_ONCE = 32
-#: The kernel counts whole buffers, none of which is smaller than this; a moment before it has let
-#: go of the last one a byte or two are left in its count.
-_LEAST_COUNTED = 256
-#: Where the kernel writes its count: three times faster than having bytes made for it.
-_counted = array("i", [0])
 
 #: A socket option that is not in Python's module: the offset at which peeking begins.
 _SO_PEEK_OFF = 42
 _NO_OFFSET = -1
 #: Offsets that no amount of input reaches.
 _MARKS = (1 << 28, 1 << 29)
-
-_log = Logger()
 
 
 def skipUsed(kept: socket.socket, mark: int = 0, journalled: int = 0) -> int:
@@ -94,17 +75,8 @@ class _Life(enum.Enum):
     CLOSED = enum.auto()
 
 
-class _Output(enum.Enum):
-    FREE = enum.auto()
-    #: A write was short; an event says when there is room.
-    FULL = enum.auto()
-    #: A write has failed, or the transport is closed.
-    BROKEN = enum.auto()
-
-
-# Found faster than through their classes, on the path of every chunk.
+# Found faster than through their class, on the path of every chunk.
 _OPEN, _ENDED, _CLOSED = _Life
-_FREE, _FULL, _BROKEN = _Output
 
 
 def hungUp(fd: int) -> bool:
@@ -123,30 +95,12 @@ def _polled(fd: int, events: int) -> list[tuple[int, int]]:
     return poll.poll(0)
 
 
-def _portions(data: Iterable[Buffer]) -> Iterator[tuple[list[Buffer], int]]:
-    """Group buffers for one call each, with their size; only a buffer too long alone is cut."""
-    portion: list[Buffer] = []
-    size = 0
-    for buffer in data:
-        view = memoryview(buffer)
-        for piece in (view[at : at + MOST_PER_CALL] for at in range(0, len(view), MOST_PER_CALL)):
-            if size + len(piece) > MOST_PER_CALL or len(portion) == MOST_BUFFERS:
-                yield portion, size
-                portion, size = [], 0
-            portion.append(piece)
-            size += len(piece)
-    if portion:
-        yield portion, size
-
-
 @implementer(IConnection)
 @attrs.define(eq=False, weakref_slot=False)
-class StreamTransport:
+class StreamTransport(SocketWriter):
     """
     A connection, from its socket's point of view. L{begin} starts it.
 
-    @ivar peer: who is at the other end, for logs.
-    @ivar protocol: whom it serves.
     @ivar queued: whether it waits for its step in the poller's queue; the poller's own note.
     @ivar disconnecting: whether the protocol has asked for the end.
     @ivar kept: whether its socket survives this process, and so remembers what of its input has
@@ -155,10 +109,6 @@ class StreamTransport:
         L{skipUsed} reads it.
     """
 
-    _poller: Poller
-    _socket: socket.socket
-    peer: str
-    protocol: IBufferedProtocol = attrs.field(init=False)
     queued: bool = attrs.field(default=False, init=False)
     disconnecting: bool = attrs.field(default=False, init=False)
     kept: bool = attrs.field(default=False, init=False)
@@ -182,11 +132,6 @@ class StreamTransport:
     _mark: int = attrs.field(default=0, init=False)
     _marked: bool = attrs.field(default=False, init=False)
 
-    # Writing.
-    _output: _Output = attrs.field(default=_FREE, init=False)
-    _watchingRoom: bool = attrs.field(default=False, init=False)
-    _drainWanted: bool = attrs.field(default=False, init=False)
-
     def begin(self, protocol: IBufferedProtocol) -> None:
         """
         Connect a protocol and start reading.
@@ -200,10 +145,6 @@ class StreamTransport:
             protocol.makeConnection(self)
         except Exception:
             self._poller.failed(self)
-
-    def fileno(self) -> int:
-        """The socket's descriptor, -1 once it is closed."""
-        return self._socket.fileno()
 
     @property
     def rest(self) -> bytes:
@@ -445,88 +386,6 @@ class StreamTransport:
         except Exception:
             self._poller.failed(self)
 
-    # Writing.
-
-    def send(self, data: Sequence[Buffer]) -> int:
-        """
-        See L{IConnection.send}.
-
-        Buffers are written as many at a time as L{MOST_PER_CALL} allows, and each of them whole or
-        not at all, unless it is longer than that.
-        """
-        if self._output is not _FREE:
-            return 0
-        size = sum(map(len, data))
-        if size <= MOST_PER_CALL and len(data) <= MOST_BUFFERS:
-            return self._send(data, size)
-        taken = 0
-        for portion, size in _portions(data):
-            count = self._send(portion, size)
-            taken += count
-            if count < size:
-                break
-        return taken
-
-    def _send(self, data: Sequence[Buffer], size: int) -> int:
-        try:
-            count = self._socket.sendmsg(data)
-        except BlockingIOError:
-            count = 0
-        except OSError as error:
-            self._breakOutput(error)
-            return 0
-        if count < size:
-            self._output = _FULL
-            self._watchRoom(True)
-        return count
-
-    def _breakOutput(self, error: OSError) -> None:
-        self._output = _BROKEN
-        if error.errno not in (errno.EPIPE, errno.ECONNRESET):
-            _log.error(
-                "cannot write to {peer}: {error}",
-                event="write-failed",
-                peer=self.peer,
-                error=error,
-            )
-            # The peer is there, and must learn that it waits in vain.
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_WR)
-
-    def _watchRoom(self, wanted: bool) -> None:
-        # Each consumed write of a watched socket is an event, but so is much else, and changing
-        # what is watched costs a system call: so it stays watched until an event was for nothing.
-        if self._watchingRoom is not wanted:
-            self._watchingRoom = wanted
-            self._poller.watchRoom(self, wanted)
-
-    def _roomOrDrained(self, events: int) -> None:
-        if self._output is _FULL:
-            self._output = _FREE
-            self.protocol.writable()
-        elif not self._drainWanted:
-            if events == EPOLLOUT:
-                self._watchRoom(False)
-            return
-        if self._drainWanted:
-            self._checkDrained()
-
-    @property
-    def broken(self) -> bool:
-        """Whether a write has failed, or the connection is closed: nothing is taken any more."""
-        return self._output is _BROKEN
-
-    def unsent(self) -> int:
-        """
-        See L{IConnection.unsent}.
-
-        The kernel counts its own overhead of some hundred bytes per write too.
-        """
-        if self._life is _CLOSED:
-            return 0
-        ioctl(self._socket.fileno(), TIOCOUTQ, _counted)
-        return _counted[0] if _counted[0] >= _LEAST_COUNTED else 0
-
     def notifyDrained(self) -> None:
         """See L{IConnection.notifyDrained}."""
         self._drainWanted = True
@@ -534,11 +393,6 @@ class StreamTransport:
             self._watchRoom(True)
         else:
             self._poller.enqueue(self)
-
-    def _checkDrained(self) -> None:
-        if self._life is not _CLOSED and not self.unsent():
-            self._drainWanted = False
-            self.protocol.drained()
 
     # The end.
 
@@ -559,7 +413,7 @@ class StreamTransport:
         if self._life is _OPEN:
             self._discardInput()
         self._life = _CLOSED
-        self._output = _BROKEN
+        self._breakOff()
         self._rest = None
         self._reason = reason
         self._poller.remove(self)

@@ -21,7 +21,8 @@ from ..net.adapter import SinkProtocol
 from ..net.buffered import IBufferedProtocol
 from ..net.ordinary import attach
 from ..net.polling import REST_TIMEOUT
-from ..net.transport import MOST_AT_ONCE, MOST_PER_CALL
+from ..net.sending import MOST_PER_CALL
+from ..net.transport import MOST_AT_ONCE
 from .sockets import READ_SIZE, RecordingProtocol, SocketCase
 
 LENGTH = struct.Struct(">I")
