@@ -4,12 +4,16 @@ What comes on an agent's two channels.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Iterator
+from struct import Struct
 from typing import TYPE_CHECKING
 
 from zope.interface import implementer
 
 from ..errors import RemoteProtocolError
 from ..interfaces import IStreamSink
+from ..wire.decoder import Buffer
 from ..wire.messages import CONTROL_HEADER, IO_HEADER, readMessage
 from .routing import route
 
@@ -18,6 +22,11 @@ if TYPE_CHECKING:
 
 #: The longest message that is believed while the beginning of one is searched for.
 PLAUSIBLE = 10240
+# A length from 12 to PLAUSIBLE. Its first byte alone is matched: another may begin behind that.
+_LENGTH = re.compile(rb"\0(?=\0(?:\0[\x0c-\xff]|[\x01-\x27].|\x28\0))", re.DOTALL)
+# Where it stands in a header.
+_LENGTH_AT = 8
+_ONLY_LENGTH = Struct(">8xI")
 
 
 @implementer(IStreamSink)
@@ -72,41 +81,16 @@ class IOSink:
     def received(self, data: memoryview) -> int:
         vm, offset = self._vm, 0
         try:
-            while vm.resync:
-                start, offset = offset, self._resync(data, offset)
-                if offset == start:
-                    break
+            if vm.resync:
+                most = vm.registry.limits.maxMessage
+                offset, found = findBeginning(data, vm.processes.numbers, most)
+                vm.resync = not found
             if not vm.resync:
                 offset = route(vm, data, offset)
         except RemoteProtocolError as error:
             vm.channelEnded(True, f"sent a {error}")
         vm.registry.flush()
         return offset if vm.io is not None else len(data)
-
-    def _resync(self, data: memoryview, start: int) -> int:
-        """
-        Search for the beginning of a message: that of one of our own processes, or that behind a
-        header whose length is plausible and that another plausible one follows.
-
-        @param start: where the search begins.
-        @return: where it is, or how much is of no use: C{start} if more must come to tell.
-        """
-        vm, size = self._vm, IO_HEADER.size
-        undecided = None
-        for offset in range(start, len(data) - size + 1):
-            number, length = IO_HEADER.unpack_from(data, offset)
-            assert isinstance(length, int)
-            if number in vm.processes.numbers and size <= length <= vm.registry.limits.maxMessage:
-                vm.resync = False
-                return offset
-            if not size <= length <= PLAUSIBLE:
-                continue
-            after = offset + length
-            if after + size > len(data):
-                undecided = offset if undecided is None else undecided
-            elif undecided is None and size <= IO_HEADER.unpack_from(data, after)[1] <= PLAUSIBLE:
-                return after
-        return max(start, len(data) - size + 1) if undecided is None else undecided
 
     def ended(self) -> None:
         self._vm.channelEnded(True, "was closed")
@@ -122,3 +106,51 @@ class IOSink:
     def drained(self) -> None:
         self._vm.stdin.drained()
         self._vm.registry.flush()
+
+
+def findBeginning(data: Buffer, numbers: Collection[int], most: int) -> tuple[int, bool]:
+    """
+    Search for the beginning of a message: that of one of our own processes, or that behind a
+    header whose length is plausible and that another plausible one follows.
+
+    An agent can send what has to be searched for long. So only lengths that are plausible and
+    numbers that may be ours are looked at, each of them once.
+
+    @param data: what came on an I/O channel.
+    @param numbers: those of our own processes.
+    @param most: the longest message of theirs.
+    @return: how much is of no use, and whether a message of ours begins behind that; if not, more
+        must come to tell.
+    """
+    junk, lengthIn = bytes(data), _ONLY_LENGTH.unpack_from
+    end = max(0, len(junk) - IO_HEADER.size + 1)
+    headers = _headers(junk, numbers, most)
+    start, ours = 0, -1
+    while True:
+        while ours < start:
+            ours = next(headers, end)
+        for match in _LENGTH.finditer(junk, start + _LENGTH_AT, ours + IO_HEADER.size - 1):
+            offset = match.start() - _LENGTH_AT
+            after = offset + lengthIn(junk, offset)[0]
+            if after >= end:
+                return (ours, True) if ours < end else (offset, False)
+            if IO_HEADER.size <= lengthIn(junk, after)[0] <= PLAUSIBLE:
+                start = after
+                break
+        else:
+            return ours, ours < end
+
+
+def _headers(junk: bytes, numbers: Collection[int], most: int) -> Iterator[int]:
+    """Where headers of messages with our own numbers stand."""
+    if not numbers:
+        return
+    least = min(numbers)
+    different = ((least ^ max(numbers)).bit_length() + 7) // 8
+    prefix = IO_HEADER.pack(least, 0)[: _LENGTH_AT - different]
+    offset = junk.find(prefix)
+    while 0 <= offset <= len(junk) - IO_HEADER.size:
+        number, length = IO_HEADER.unpack_from(junk, offset)
+        if number in numbers and IO_HEADER.size <= length <= most:
+            yield offset
+        offset = junk.find(prefix, offset + 1)

@@ -5,6 +5,8 @@ P1, P6, P8: what is done for speed gives what one message after the other would,
 from __future__ import annotations
 
 import itertools
+import random
+import sys
 from collections.abc import Iterator
 from unittest.mock import patch
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.core import channels
+from ccproxy.core.channels import PLAUSIBLE, findBeginning
 from ccproxy.core.client import Client
 from ccproxy.core.stdin import TURN, StdinScheduler
 from ccproxy.core.vm import VM
@@ -286,3 +289,73 @@ class InputTests(SynchronousTestCase):
             world.registry.budget.used,
             world.registry.ignoredFrames,
         ]
+
+
+def plainBeginning(data: bytes, numbers: set[int], most: int) -> tuple[int, bool]:
+    """What L{findBeginning} does, byte by byte."""
+    size = IO_HEADER.size
+    start, undecided = 0, None
+    at = start
+    while at <= len(data) - size:
+        number, length = IO_HEADER.unpack_from(data, at)
+        after = at + length
+        if number in numbers and size <= length <= most:
+            return at, True
+        if undecided is None and size <= length <= PLAUSIBLE:
+            if after + size > len(data):
+                undecided = at
+            elif size <= IO_HEADER.unpack_from(data, after)[1] <= PLAUSIBLE:
+                at = start = after
+                continue
+        at += 1
+    return max(start, len(data) - size + 1, 0) if undecided is None else undecided, False
+
+
+LATE = (1 << 32) + 0xD5FE
+lateNumbers = st.sampled_from([set(), {LATE, LATE + 1}, {LATE, LATE + 2, LATE + 3}, {3, LATE}])
+shortLengths = st.sampled_from([0, 5, 11, 12, 13, 14, 20, 27, 40, 256, 0x27FF, 0x2800, 0x2801])
+junk = st.one_of(
+    st.builds(IO_HEADER.pack, st.sampled_from([0, 3, 9, *range(LATE, LATE + 4)]), shortLengths),
+    st.sampled_from([b"\0", b"\0\0", b"\0" * 12, b"\x0c", b"\x01", b"\xff" * 9, b"\0\0\0\1"]),
+    st.sampled_from([b"\0" * PLAUSIBLE, b"\xff" * PLAUSIBLE, b"\0\0\0\x0d" * 3000]),
+    st.lists(st.sampled_from(b"\0\0\0\x0c\x0d\x28"), max_size=60).map(bytes),
+    st.binary(max_size=20),
+)
+
+
+class SearchTests(SynchronousTestCase):
+    """P20: the search for the beginning of a message."""
+
+    @settings(max_examples=500)
+    @given(st.lists(junk, max_size=12).map(b"".join), lateNumbers, st.sampled_from([30, 1 << 20]))
+    def test_asByteByByte(self, data: bytes, numbers: set[int], most: int) -> None:
+        """It finds what looking at each byte would find."""
+        expected = plainBeginning(data, numbers, most)
+        self.assertEqual(findBeginning(memoryview(data), numbers, most), expected)
+
+    def test_cost(self) -> None:
+        """P9: junk costs nothing for each byte, and nothing can cost more than some of them."""
+        bad = IO_HEADER.pack(LATE, 5)
+        size = 1 << 16
+        for piece, bound in (
+            (b"\0", 20),
+            (b"\xff", 20),
+            (b"text", 20),
+            (random.Random(1).randbytes(size), 20),
+            (b"\0\0\x11", size),
+            (bad, size),
+            (b"\0\0\0\x0c", size),
+        ):
+            calls = 0
+
+            def count(frame: object, event: str, argument: object) -> None:
+                nonlocal calls
+                calls += event.endswith("call")
+
+            data = piece * (size // len(piece))
+            sys.setprofile(count)
+            try:
+                findBeginning(data, {LATE, LATE + 1}, 1 << 20)
+            finally:
+                sys.setprofile(None)
+            self.assertLess(calls, bound, piece[:12])
