@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import LocalProtocolError
 from .flow import Budget
-from .outlet import joined
+from .outlet import SMALL_BLOCK, joined
 
 if TYPE_CHECKING:
     from .client import Client
@@ -61,8 +61,7 @@ class Output:
             self.shim.outlet.push(frame, kept=True)
             self.shim.registry.touched(self.shim)
         else:
-            self.pending.append(frame)
-            self.pendingSize += len(frame)
+            self._keep(frame)
 
     def deliver(self, spans: list[memoryview], total: int) -> None:
         """
@@ -76,8 +75,18 @@ class Output:
             self.shim.outlet.sendSpans(spans, total)
         else:
             self._budget.used += total
-            self.pending += joined(spans)
-            self.pendingSize += total
+            for block in joined(spans):
+                self._keep(block)
+
+    def _keep(self, block: bytes) -> None:
+        """Whole frames have come, and there is no shim."""
+        pending = self.pending
+        if pending and len(pending[-1]) + len(block) <= SMALL_BLOCK:
+            # An object for every few bytes would take many times the memory that is counted.
+            pending[-1] += block
+        else:
+            pending.append(block)
+        self.pendingSize += len(block)
 
     def connect(self, shim: Client) -> None:
         """A shim has come: it gets what is pending, then what comes."""

@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ccproxy.core.flow import Budget
 from ccproxy.core.limits import Limits
 from ccproxy.core.outlet import MOST_BUFFERS, MOST_PER_SEND, Outlet
+from ccproxy.core.output import Output
 from ccproxy.wire.codes import Dialect, FrameType, Stream
 from ccproxy.wire.frames import FrameDecoder, encodeFrame, encodeStream
 from ccproxy.wire.messages import encodeIO
@@ -229,3 +230,48 @@ class PeerGoneTests(SynchronousTestCase):
         frame = wire.keep(b"output")
         wire.outlet.flush()
         self.assertEqual(list(wire.outlet.takeBack()), [frame])
+
+
+class AbsentTests(SynchronousTestCase):
+    """What is kept while there is no shim: P7, P9."""
+
+    @given(
+        st.lists(
+            st.tuples(
+                st.booleans(),
+                st.lists(st.sampled_from([1, 1, 30, 250, 500, 9000]), min_size=1, max_size=8),
+            )
+        )
+    )
+    def test_kept(self, parts: list[tuple[bool, list[int]]]) -> None:
+        """All of it, in order, in blocks of whole frames that one call takes."""
+        output, expected = Output(Budget(Limits())), b""
+        for number, (queued, sizes) in enumerate(parts):
+            frames = [encodeStream(Stream.STDOUT, bytes([number % 256]) * n) for n in sizes]
+            expected += b"".join(frames)
+            if queued:
+                for frame in frames:
+                    output.queue(frame)
+            else:
+                output.deliver([memoryview(frame) for frame in frames], sum(map(len, frames)))
+        self.assertEqual(b"".join(output.pending), expected)
+        self.assertEqual((output.held, output._budget.used), (len(expected), len(expected)))
+        for block in output.pending:
+            self.assertLessEqual(len(block), MOST_PER_SEND)
+            decoder = FrameDecoder()
+            decoder.feed(block)
+            while decoder.next() is not None:
+                pass
+            self.assertEqual(decoder.pending, 0)
+
+    def test_smallFrames(self) -> None:
+        """What waits in the smallest frames takes about the memory that is counted."""
+        output, frame = Output(Budget(Limits())), encodeStream(Stream.STDOUT, b"x")
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(2500):
+            output.queue(frame)
+            output.deliver([memoryview(frame)], len(frame))
+        self.assertEqual(output.held, 5000 * len(frame))
+        self.assertLess(tracemalloc.get_traced_memory()[0] - before, 1.3 * output.held)
