@@ -165,8 +165,7 @@ class StdinScheduler:
 
     def drained(self) -> None:
         """The agent has read all that was sent."""
-        self._waiting = self._mustDrain = False
-        self._sent = 0
+        self._waiting = False
         self.pump()
 
     def pump(self) -> None:
