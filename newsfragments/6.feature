@@ -1,3 +1,4 @@
 A planned restart (``systemctl restart``, ``ccproxyctl restart``, SIGTERM under ``--keep-descriptors``) closes no connection and loses no byte: the next process takes everything up, and answers what was under way. ``ccproxyctl supervise`` does for machines without systemd what systemd's descriptor store does.
 A daemon that dies costs no container its life: VMs, sessions, tokens and the shims' connections go on with the next one, no stream is out of step, and what was lost of a session is said.
 ``cc-proxy -uri`` can let the daemon of the host serve its pod (``join``, ``CC_PROXY_JOIN=1``), which takes no process of its own then, and survives restarts.
+What crashes have cost is also in the metrics, in all and for each session, and in ``ccproxyctl sessions``. A restart that is asked for is refused where the next daemon could not start with its configuration.

@@ -107,7 +107,7 @@ def bind(path: str, mode: int = 0o660, group: str | int | None = None) -> Listen
             "that a socket's address has room for; choose a shorter one"
         )
     try:
-        gid = -1 if group is None else _groupNumber(group)
+        gid = -1 if group is None else groupNumber(group)
     except KeyError:
         raise CannotListen(f"cannot listen on {path}: there is no group {group}") from None
     try:
@@ -123,8 +123,11 @@ def bind(path: str, mode: int = 0o660, group: str | int | None = None) -> Listen
         raise CannotListen(f"cannot listen on {path}: {why}") from error
 
 
-def _groupNumber(group: str | int) -> int:
+def groupNumber(group: str | int) -> int:
     """
+    The number of a group.
+
+    @param group: its name or its number.
     @raise KeyError: there is no group of this name.
     """
     if isinstance(group, int) or group.isdecimal():

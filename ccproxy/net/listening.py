@@ -141,9 +141,13 @@ class UNIXListener:
     def _connect(self, connection: socket.socket) -> None:
         protocol = self._factory.buildProtocol(UNIXAddress(None))
         if protocol is None:
-            connection.close()
+            self._refuse(connection)
         else:
             attach(self._poller, connection, credentials(connection), protocol)
+
+    def _refuse(self, connection: socket.socket) -> None:
+        """The factory has no protocol for it."""
+        connection.close()
 
     def _turnAway(self, listening: socket.socket, error: OSError) -> None:
         """No descriptor is left for the next connection: close it, which takes one for a moment."""

@@ -112,11 +112,12 @@ def settingsFrom(given: Mapping[str, Any], environment: Mapping[str, str]) -> Se
     @raise BadSetting: a value makes no sense.
     """
     values = {"log-format": "logfmt", **_options({flag.name: flag.default for flag in FLAGS})}
-    path = findConfig(given.get("config"))
+    path, file = findConfig(given.get("config")), {}
     if path is not None:
         from .options import configured
 
-        values |= configured(path, pod=bool(given.get("uri")))
+        file = configured(path, pod=bool(given.get("uri")))
+        values |= file
     values |= _options(given)
     if environment.get(LOG_LEVEL_VARIABLE):
         values["log-level"] = environment[LOG_LEVEL_VARIABLE]
@@ -126,7 +127,7 @@ def settingsFrom(given: Mapping[str, Any], environment: Mapping[str, str]) -> Se
         path = given.get("socket-path") or given["uri"]
         values |= {"pod": True, "ksm": "initial", "socket-path": path}
         values.setdefault("log-to", "stderr,syslog")
-    return settingsOf(values)
+    return settingsOf(values, file)
 
 
 def _options(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,7 +215,7 @@ def _run(
     handleSignals(reactor, onHangUp, onUser, onTerminate)
     log = beginLogging(settings, reactor)
     with failingClearly():
-        service = ProxyService(settings, reactor)
+        service = ProxyService(settings, reactor, read)
         service.useLog(log)
         service.listeningService.taken = listening
         if alone:

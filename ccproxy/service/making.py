@@ -30,7 +30,7 @@ def makeService(options: Options) -> TwistdService:
 
     settings = options.settings
     twistd = {} if options.parent is None else options.parent
-    proxy = ProxyService(settings, reactor)
+    proxy = ProxyService(settings, reactor, options.read)
     reload = Reload(proxy, settings, options.read)
     service = TwistdService(
         proxy, settings, twistd, reactor, reload, proxy.dump, proxy.handOver

@@ -331,7 +331,8 @@ class Options(usage.Options):
         @raise BadSetting: the options make no sense.
         """
         path = findConfig(self.get("config"))
-        return settingsOf({**(configured(path, "pod" in self) if path else {}), **self})
+        file = configured(path, "pod" in self) if path else {}
+        return settingsOf({**file, **self}, file)
 
 
 class _FileOptions(Options):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import IService, MultiService, Service
@@ -146,10 +147,13 @@ class ProxyService(MultiService):
     log = Logger()
     daemonLog: DaemonLog | None = None
 
-    def __init__(self, settings: Settings, reactor: Any) -> None:
+    def __init__(
+        self, settings: Settings, reactor: Any, read: Callable[[], Settings] | None = None
+    ) -> None:
         """
         @param settings: all that can be set.
         @param reactor: what it runs on.
+        @param read: reads the configuration anew, where there is one.
         """
         super().__init__()
         self._settings = settings
@@ -165,7 +169,7 @@ class ProxyService(MultiService):
             services.append(self._ksm(settings.ksm))
         self.systemd = SystemdService(self.registry.registry, reactor, os.environ)
         self.pods = Pods(self.registry.registry, self.registry.poller, reactor)
-        self.restart = Restart(self, settings, reactor, os.environ)
+        self.restart = Restart(self, settings, reactor, os.environ, read or (lambda: settings))
         services += [self.pods, *self._admin(), self.systemd]
         for service in services:
             service.setServiceParent(self)

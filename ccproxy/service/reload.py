@@ -22,6 +22,9 @@ class Reload:
     Gives a running daemon the level and rate of the log, and the limits, that the configuration has
     by now.
 
+    Keys of the file that cannot have their way, because options, flags or the environment win over
+    them, are named: who has changed one shall not wonder.
+
     A configuration that cannot be used changes nothing. Other settings cannot change while the
     daemon runs: that is said.
     """
@@ -66,12 +69,12 @@ class Reload:
         if self._proxy.daemonLog is not None:
             self._proxy.daemonLog.level = settings.logLevel
             self._proxy.daemonLog.rate = settings.logRate
-            self._proxy.daemonLog.rate = settings.logRate
         changed = settings.differences(before)
         self.log.info(
             "the configuration was read again",
             event="reloaded",
             changed=" ".join(f"{name}={value}" for name, value in changed.items()) or None,
+            overridden=" ".join(wanted.overridden) or None,
         )
         waiting = wanted.differences(settings)
         if waiting:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
@@ -15,6 +15,7 @@ from twisted.logger import Logger
 
 from ..net.restarting import HANDED_OVER, KEEP_VARIABLE
 from ..net.store import DescriptorStore
+from .machine import checkMachine
 
 if TYPE_CHECKING:
     from .handover import Handover
@@ -38,13 +39,16 @@ class Restart:
         settings: Settings,
         reactor: Any,
         environment: MutableMapping[str, str],
+        read: Callable[[], Settings],
     ) -> None:
         """
         @param environment: that of the process; what is not for its children is removed.
+        @param read: reads the configuration, as the next process will.
         """
         self._proxy = proxy
         self._reactor = reactor
         self._environment = environment
+        self._read = read
         self._underWay = False
         wanted = settings.keepDescriptors or environment.pop(KEEP_VARIABLE, "") == "1"
         notifier = proxy.systemd.notifier
@@ -79,6 +83,14 @@ class Restart:
         """Go on with it."""
         if self._handover is not None:
             self._handover.resume(self._proxy.listeningService.listener, self.keeps)
+
+    def check(self) -> None:
+        """
+        Look whether the next process could use the configuration.
+
+        @raise CCProxyError: it could not, and nothing must be handed over to it.
+        """
+        checkMachine(self._read())
 
     def begin(self, insist: bool = True) -> bool:
         """

@@ -251,6 +251,8 @@ class Settings:
     @ivar pprof: whether profiles can be made.
     @ivar keepDescriptors: whether SIGTERM hands over to the next process.
     @ivar join: whether C{cc-proxy -uri} lets the daemon of the host serve its pod.
+    @ivar overridden: the keys of the configuration file that have no effect, since options, flags
+        or the environment say something else. It is no setting itself.
     """
 
     socketPath: str = attrs.field(
@@ -290,6 +292,7 @@ class Settings:
     pprof: bool = False
     keepDescriptors: bool = False
     join: bool = False
+    overridden: tuple[str, ...] = attrs.field(default=(), eq=False)
 
     def __attrs_post_init__(self) -> None:
         """Check what belongs together."""
@@ -326,11 +329,12 @@ class Settings:
         }
 
 
-def settingsOf(values: Mapping[str, Any]) -> Settings:
+def settingsOf(values: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> Settings:
     """
     Make settings.
 
     @param values: what is not as by default, by the names of options.
+    @param file: the same of the configuration file alone, over which others may have won.
     @raise BadSetting: a value makes no sense.
     """
 
@@ -339,14 +343,15 @@ def settingsOf(values: Mapping[str, Any]) -> Settings:
         return {name: values[option] for name, option in names.items() if option in values}
 
     limits = Limits(**having(attrs.fields(Limits)))
-    return Settings(limits=limits, **having(attrs.fields(Settings)))
+    overridden = tuple(name for name, value in (file or {}).items() if values[name] != value)
+    return Settings(limits=limits, overridden=overridden, **having(attrs.fields(Settings)))
 
 
 def _differences(these: Any, those: Any, without: str | None = None) -> dict[str, str]:
     found = {}
     for field in attrs.fields(type(these)):
         value = getattr(these, field.name)
-        if field.name != without and value != getattr(those, field.name):
+        if field.eq and field.name != without and value != getattr(those, field.name):
             # Options without a value are numbers where the command line gave them.
             shown = bool(value) if isinstance(field.default, bool) else value
             found[optionName(field.name)] = _shown(field.name, shown)

@@ -18,7 +18,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ..core.console import ConsoleRing
 from ..service.admin import metrics
-from ..service.admin.calls import Refused
+from ..service.admin.api import Api
+from ..service.admin.calls import Call, Refused
 from ..service.admin.console import ConsoleFollower
 from ..service.admin.events import Events
 from ..service.admin.health import Health
@@ -153,6 +154,27 @@ class MetricsTests(SynchronousTestCase):
             self.assertEqual(found["ccproxy_buffered_bytes"] > 0, bool(state))
             shim.connection.makeRoom()
         self.assertNotIn("ccproxy_orphaned_vms", found)
+
+
+class LevelTests(SynchronousTestCase):
+    """
+    Tests for the log level that L{Api} sets.
+    """
+
+    def test_names(self) -> None:
+        """Every name of a level is taken; another is refused, and those that there are named."""
+        world: Any = World()
+        nothing: Any = None
+        log = DaemonLog(Settings(), [])
+        health = Health(LoopLag(world.clock), 1.0, bool)
+        api = Api(world.registry, world.clock, health, 0.0, Events(world.clock), nothing, log=log)
+        answer = api.setLogLevel(Call(body=b'{"level": "WARNING"}'))
+        self.assertEqual((answer.level, log.level), ("warn", "warn"))
+        refused = self.assertRaises(Refused, api.setLogLevel, Call(body=b'{"level": "loud"}'))
+        self.assertEqual(refused.status, 400)
+        names = "debug, info, warn, warning, error, fatal, panic"
+        self.assertEqual(str(refused), f"unknown log level 'loud': it is one of {names}")
+        self.assertEqual(log.level, "warn")
 
 
 class ProfilerTests(SynchronousTestCase):

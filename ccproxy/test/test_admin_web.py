@@ -14,7 +14,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from ..service.admin.calls import Call, Outflow, Refused, Reply, Stream
-from ..service.admin.web import FAREWELL, IDLE_TIMEOUT, MAX_BODY, MAX_CONNECTIONS, AdminSite
+from ..service.admin.listening import MAX_CONNECTIONS
+from ..service.admin.web import FAREWELL, IDLE_TIMEOUT, MAX_BODY, AdminSite
 
 
 class EndlessTransport(StringTransport):

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import shutil
+import socket
 import tempfile
 from unittest import skipUnless
 
@@ -124,6 +125,8 @@ class FileTests(ConfigCase):
         self.write('log-level = "debug"\nmax-vms = 3\nembedded-vm = ["a"]')
         settings = self.parsed("--log-level=info", "--embedded-vm=b", "--max-vms=2048")
         self.assertEqual(settings, Settings(embeddedVMs=("b",)))
+        self.assertEqual(settings.overridden, ("log-level", "max-vms", "embedded-vm"))
+        self.assertEqual(self.parsed("--log-level=debug", "--pprof").overridden, ())
         self.assertRaises(UsageError, self.parsed, "--log-level=loud")
 
     def test_errors(self) -> None:
@@ -243,7 +246,7 @@ class FlagTests(ConfigCase):
         settings = settingsFrom(
             {"config": self.path, "log": "info"}, {"CC_PROXY_LOG_LEVEL": "debug"}
         )
-        self.assertEqual(settings.logLevel, "debug")
+        self.assertEqual((settings.logLevel, settings.overridden), ("debug", ("log-level",)))
 
     def test_error(self) -> None:
         """What is wrong with the file is said as everywhere."""
@@ -278,6 +281,25 @@ class CheckTests(ConfigCase):
         problem = f"{self.path}: max-vms: 0 is less than 1, the least that works"
         self.assertEqual(self.check(self.path), (1, "", f"ccproxyctl check-config: {problem}\n"))
         self.assertEqual(self.check("/nowhere")[0], 1)
+
+    def test_machine(self) -> None:
+        """So is what this machine does not have: a group, an address."""
+        for text, problem in (
+            ('socket-group = "no such"', "socket-group: there is no group 'no such'"),
+            ('metrics-address = "192.0.2.1:1"', "metrics-address: '192.0.2.1' is no address of"),
+            ('metrics-address = "[2001:db8::1]:1"', "metrics-address: '2001:db8::1' is no address"),
+            (f'metrics-address = "{"x" * 70}:1"', "metrics-address: 'xxx"),
+            ('admin-socket = "/a"\nsocket-path = "/a"', "admin-socket: /a is the client socket"),
+        ):
+            self.write(text)
+            status, out, err = self.check(self.path)
+            self.assertEqual((status, out), (1, ""), text)
+            self.assertTrue(err.startswith(f"ccproxyctl check-config: {self.path}: {problem}"), err)
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            good = f'socket-group = 0\nmetrics-address = "127.0.0.1:{taken.getsockname()[1]}"'
+            for text in (good, 'metrics-address = ":1"', 'metrics-address = "localhost:1"'):
+                self.write(text)
+                self.assertEqual(self.check(self.path, "-q"), (0, "", ""))
 
     def test_default(self) -> None:
         """By default it is about the file that the daemon would read, which need not be there."""

@@ -176,7 +176,8 @@ class OptionsTests(SynchronousTestCase):
         unset = [
             field.name
             for field in attrs.fields(Settings)
-            if field.name != "limits"
+            if field.eq
+            and field.name != "limits"
             and getattr(settings, field.name) == getattr(Settings(), field.name)
         ]
         self.assertEqual(unset, [])

@@ -157,6 +157,14 @@ class ReloadTests(ManagedCase):
         changed = "log-level=info log-rate=1000 max-vms=2048"
         self.assertEqual(self.logged(), [("reloaded", changed)])
 
+    def test_overridden(self) -> None:
+        """Keys of the file over which something else wins are named."""
+        self.reloaded(overridden=("log-level", "max-vms"))
+        self.assertEqual([event.get("overridden") for event in self.events], ["log-level max-vms"])
+        self.events.clear()
+        self.reloaded()
+        self.assertEqual([event.get("overridden") for event in self.events], [None])
+
     def test_needsRestart(self) -> None:
         """Other settings do not change, and it is said of them each time."""
         for _ in range(2):

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from ..errors import CCProxyError
 from ..service import config
+from ..service.machine import checkMachine
 from ..service.options import configured
-from ..service.settings import settingsOf
+from ..service.settings import BadSetting, settingsOf
 
 
 def makeParser() -> argparse.ArgumentParser:
@@ -42,6 +43,10 @@ def main(arguments: Sequence[str]) -> int:
     path = config.findConfig(options.path)
     try:
         settings = settingsOf(configured(path) if path else {})
+        checkMachine(settings)
+    except BadSetting as problem:
+        print(f"ccproxyctl check-config: {path}: {problem}", file=sys.stderr)
+        return 1
     except CCProxyError as problem:
         print(f"ccproxyctl check-config: {problem}", file=sys.stderr)
         return 1

@@ -18,6 +18,7 @@ from ...core.states import VMState
 from ...core.vm import VM
 from ...errors import CCProxyError
 from ..pods import Pods
+from ..settings import canonicalLevel
 from . import looking, views
 from .calls import OCTETS, Call, Refused, Reply
 from .console import ConsoleFollower
@@ -56,6 +57,7 @@ class Api:
     @ivar log: its log, or L{None} where that is not its own.
     @ivar pods: those that have joined, or L{None} where none can.
     @ivar keeps: says whether somebody keeps the connections over a restart.
+    @ivar check: raises what would keep a successor from starting.
     @ivar restart: hands over to a successor.
     """
 
@@ -69,6 +71,7 @@ class Api:
     log: LevelSwitch | None = None
     pods: Pods | None = None
     keeps: Callable[[], bool] = bool
+    check: Callable[[], object] = bool
     restart: Callable[[], object] = bool
     _log = Logger()
 
@@ -175,14 +178,18 @@ class Api:
 
         @raise Refused: there is no such level.
         """
-        wanted, log = call.json(views.LogLevelWanted), self._levels()
+        log = self._levels()
+        try:
+            wanted = canonicalLevel(call.json(views.LogLevelWanted).level)
+        except ValueError as problem:
+            raise Refused(400, str(problem)) from None
         self._log.info(
             "the log has level {wanted} from now on",
             event="log-level",
-            wanted=wanted.level,
+            wanted=wanted,
             log_always=True,
         )
-        log.level = wanted.level
+        log.level = wanted
         return views.LogLevel(log.level)
 
     def _levels(self) -> LevelSwitch:
@@ -250,7 +257,8 @@ class Api:
         """
         Hand over to a successor, once this was answered.
 
-        @raise Refused: there is nobody to keep the connections meanwhile.
+        @raise Refused: there is nobody to keep the connections meanwhile, or the configuration
+            would keep the successor from starting.
         """
         if not self.keeps():
             raise Refused(
@@ -258,6 +266,14 @@ class Api:
                 "the daemon has nobody to keep its connections: start it from its systemd unit or"
                 " with ccproxyctl supervise, and with --keep-descriptors",
             )
+        try:
+            self.check()
+        except CCProxyError as problem:
+            raise Refused(
+                409,
+                "nothing is handed over, since the next daemon could not start with its"
+                f" configuration: {problem}",
+            ) from None
         self._log.info("restarting, as the admin socket says", event="admin-restart")
         self.reactor.callLater(STOP_DELAY, self.restart)
         return Reply.json(views.Restarting(), 202)

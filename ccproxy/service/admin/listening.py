@@ -21,6 +21,8 @@ from ...net.rights import Received, RightsSocket
 
 #: The mode of the socket: its owner alone. Root may open it all the same.
 MODE = 0o600
+#: The most connections at a time.
+MAX_CONNECTIONS = 128
 
 
 class LazyFactory(ServerFactory):
@@ -70,14 +72,26 @@ class AdminListener(UNIXListener):
             super()._connect(RightsSocket.make(connection, self._received))
             return
         self._log.warn("user {uid} may not use the admin socket", event="admin-refused", uid=user)
-        # A peer that has hung up already needs no answer.
-        with suppress(OSError):
-            connection.send(_FORBIDDEN)
-        connection.close()
+        error = "the admin socket is for root and the user of the daemon only"
+        _close(connection, "403 Forbidden", error)
+
+    def _refuse(self, connection: socket.socket) -> None:
+        _close(
+            connection,
+            "503 Service Unavailable",
+            f"{MAX_CONNECTIONS} connections to the admin socket are open, as many as there may be;"
+            " try again when one has been closed",
+        )
 
 
-_TEXT = b'{"error":"the admin socket is for root and the user of the daemon only"}\n'
-_FORBIDDEN = (
-    b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    b"Content-Length: %d\r\n\r\n%s" % (len(_TEXT), _TEXT)
-)
+def _close(connection: socket.socket, status: str, error: str) -> None:
+    """Close a connection that is not served, with the reason."""
+    text = f'{{"error":"{error}"}}\n'
+    answer = (
+        f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(text)}\r\n\r\n{text}"
+    )
+    # A peer that has hung up already needs no answer.
+    with suppress(OSError):
+        connection.send(answer.encode(), socket.MSG_DONTWAIT)
+    connection.close()

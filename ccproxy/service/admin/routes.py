@@ -175,7 +175,10 @@ ROUTES = (
         Api.restartDaemon,
         views.Restarting,
         status=202,
-        refusals={409: "Nobody keeps the connections meanwhile."},
+        refusals={
+            409: "Nobody keeps the connections meanwhile, or the successor could not start with its"
+            " configuration."
+        },
     ),
     Route(
         "POST",

@@ -184,5 +184,6 @@ class AdminService(Service):
             restart = self._restart
             if restart is not None:
                 self._made.keeps = lambda: restart.keeps
+                self._made.check = restart.check
                 self._made.restart = lambda: restart.begin(insist=False)
         return self._made

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import Enum
-from typing import Literal
+from typing import Annotated
 
 import attrs
+import msgspec
 
 from ...core.limits import Limits
 from ...core.states import ClientState, SessionState, VMState
 from ...wire.codes import Dialect
+from ..settings import LOG_LEVELS
 
 
 @attrs.frozen(slots=False)
@@ -274,7 +276,7 @@ class LogLevelWanted:
     @ivar level: under every name that the option takes.
     """
 
-    level: Literal["debug", "info", "warn", "warning", "error", "fatal", "panic"]
+    level: Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(LOG_LEVELS)})]
 
 
 @attrs.frozen(slots=False)

@@ -19,11 +19,10 @@ from zope.interface import implementer
 
 from ...core.clock import Wait, cancel
 from .calls import Call, Refused, Reply, Stream
+from .listening import MAX_CONNECTIONS
 
 #: The longest body of a request, in bytes.
 MAX_BODY = 64 << 10
-#: The most connections at a time.
-MAX_CONNECTIONS = 128
 #: Seconds after which an idle connection is closed.
 IDLE_TIMEOUT = 60.0
 #: Seconds that a finished stream's peer has to take the rest of it.
