@@ -153,7 +153,7 @@ class RepliesTests(ProcessTestCase):
             (24, b'{"event":"other"}'),
         )):  # fmt: skip
             vm.agent.sendControl(code, body)
-            time.sleep(0.02)
+            vm.agent.control.waitRead()
             self.assertEqual(vm.client.hyper("ping", nth), b"%d" % nth)
 
     def test_strayBehindCommand(self) -> None:
@@ -257,5 +257,5 @@ class ConcurrencyTests(ProcessTestCase):
         vm.agent.answers[ControlCode.PING] = Answer(b"own", before=[READY])
         failure(vm.client.call(Command.HYPER, hyperPayload("ping")))
         vm.agent.answers[ControlCode.PING] = echo
-        time.sleep(0.05)
+        vm.agent.control.waitRead()
         vm.usable()

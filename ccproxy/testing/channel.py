@@ -9,9 +9,10 @@ import socket
 import threading
 from fcntl import ioctl
 from struct import Struct, unpack
-from termios import FIONREAD
+from termios import FIONREAD, TIOCOUTQ
 
 from ..wire.messages import Message, MessageDecoder
+from .daemon import eventually
 
 #: How many bytes a hypervisor reads from a channel's socket at a time.
 READ_SIZE = 4096
@@ -78,6 +79,17 @@ class Channel:
                 raise AssertionError("the proxy does not read from the agent") from None
             except OSError as failure:
                 raise AssertionError(f"the proxy has closed the channel: {failure}") from None
+
+    def unread(self) -> int:
+        """How many bytes of what was written the proxy has not taken yet."""
+        if self.connection is None:
+            return 0
+        count: int = unpack("i", ioctl(self.connection, TIOCOUTQ, bytes(4)))[0]
+        return count
+
+    def waitRead(self) -> None:
+        """Wait until the proxy has taken all that was written."""
+        eventually(lambda: not self.unread(), "the proxy reads")
 
     def waiting(self) -> int:
         """How many bytes are in the socket, not read yet."""
