@@ -359,12 +359,12 @@ class SocketTests(DaemonTestCase):
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         daemon = self.cleared(Daemon.byTwistd(f"--metrics-address={address}", "--no-admin"))
         daemon.start()
-        with urlopen(f"http://{address}/metrics", timeout=5) as response:
+        with urlopen(f"http://{address}/metrics", timeout=30) as response:
             self.assertIn(b"ccproxy_build_info{", response.read())
-        with urlopen(f"http://{address}/healthz", timeout=5) as response:
+        with urlopen(f"http://{address}/healthz", timeout=30) as response:
             self.assertIn(b'"healthy":true', response.read())
         with self.assertRaisesRegex(Exception, "404"):
-            urlopen(f"http://{address}/v1/dump", timeout=5)
+            urlopen(f"http://{address}/v1/dump", timeout=30)
         second = self.cleared(Daemon.byTwistd(f"--metrics-address={address}"))
         second.spawn()
         self.assertEqual(second.wait(), 1)
@@ -372,15 +372,15 @@ class SocketTests(DaemonTestCase):
 
     def test_hangs(self) -> None:
         """A daemon whose loop was late is not healthy, for a while."""
-        daemon = self.cleared(Daemon.byTwistd("--max-loop-lag=0.3")).start()
+        daemon = self.cleared(Daemon.byTwistd("--max-loop-lag=2")).start()
         admin = Admin(f"{daemon.path}.admin")
-        self.assertEqual(admin.ask("GET", "/healthz").status, 200)
+        eventually(lambda: admin.ask("GET", "/healthz").status == 200, "it is healthy")
         os.kill(daemon.pid, 19)
-        time.sleep(1.5)
+        time.sleep(4)
         os.kill(daemon.pid, 18)
         answer = admin.ask("GET", "/healthz")
         self.assertEqual((answer.status, answer.json["healthy"]), (503, False), answer)
-        self.assertGreater(answer.json["loopLag"], 0.3)
+        self.assertGreater(answer.json["loopLag"], 2)
 
     def test_orphan(self) -> None:
         """A VM that nobody looks after is reported, and counted until somebody does."""
@@ -402,11 +402,11 @@ class SocketTests(DaemonTestCase):
         daemon = self.cleared(Daemon("-pprof")).start()
         admin = Admin(f"{daemon.path}.admin")
         for kind, sign in (("calls", b"render"), ("samples", b"ccproxy.")):
-            started = admin.ask("POST", "/v1/profile/start", {"kind": kind, "seconds": 5})
+            started = admin.ask("POST", "/v1/profile/start", {"kind": kind, "seconds": 300})
             self.assertEqual(started.json, {"kind": kind, "running": True})
             self.assertEqual(admin.ask("POST", "/v1/profile/start").status, 409)
-            until = time.monotonic() + 0.5
-            while time.monotonic() < until:
+            until = daemon.cpuSeconds() + 0.3
+            while daemon.cpuSeconds() < until:
                 admin.get("/v1/status")
             self.assertEqual(admin.ask("POST", "/v1/profile/stop").json["running"], False)
             profile = admin.ask("GET", "/v1/profile").body
