@@ -106,8 +106,8 @@ class UnregisterTests(ProcessTestCase):
         queued.command(Command.HYPER, {"hyperName": "startpod", "data": {}})
         queued.silent(0.1)
         self.client().unregisterVM(vm.id)
-        failure(vm.client.response(Command.HYPER, 2))
-        failure(queued.response(Command.HYPER, 2))
+        failure(vm.client.response(Command.HYPER))
+        failure(queued.response(Command.HYPER))
         self.assertEqual(vm.agent.commands(ControlCode.STARTPOD), [])
 
     def test_idAgain(self) -> None:
@@ -169,7 +169,7 @@ class ManyTests(ProcessTestCase):
                 client.refused(Command.REGISTER_VM, registration("cycled", refusing, 2))
 
         cycle(50)
-        descriptors, memory = len(self.daemon.descriptors()), self.daemon.memory()
+        descriptors, memory = self.daemon.settledDescriptors(), self.daemon.memory()
         cycle(450)
         eventually(lambda: len(self.daemon.descriptors()) <= descriptors, "descriptors closed")
         self.assertLess(self.daemon.memory() - memory, 4 << 20)

@@ -125,7 +125,7 @@ class PodModeTests(DaemonTestCase):
         daemon = self.cleared(Daemon(command=[*script("cc-proxy"), "-uri", "unix://{socket}"]))
         path = os.path.join(daemon.directory, "ccproxy.toml")
         with open(path, "w") as file:
-            file.write("pod-idle-timeout = 1\n")
+            file.write("pod-idle-timeout = 3\n")
         daemon.arguments += ["-config", path]
         return daemon.start()
 
@@ -134,7 +134,7 @@ class PodModeTests(DaemonTestCase):
         daemon = self.impatient()
         vm = self.vm(daemon)
         vm.agent.hangUp()
-        time.sleep(2)
+        time.sleep(4)
         self.assertTrue(daemon.isAlive())
         vm.client.close()
         self.assertEqual(daemon.wait(), 0)
@@ -145,7 +145,7 @@ class PodModeTests(DaemonTestCase):
         self.assertEqual(self.impatient().wait(), 0)
         daemon = self.impatient()
         self.vm(daemon).client.close()
-        time.sleep(2)
+        time.sleep(4)
         self.assertTrue(daemon.isAlive())
 
     def test_socketPathWins(self) -> None:

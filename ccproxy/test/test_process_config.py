@@ -11,7 +11,7 @@ import signal
 import tempfile
 
 from ccproxy.test.processes import DaemonTestCase, runProxy
-from ccproxy.testing.daemon import Daemon
+from ccproxy.testing.daemon import Daemon, eventually
 from ccproxy.wire.codes import Command
 
 
@@ -83,6 +83,7 @@ class ConfigTests(DaemonTestCase):
             daemon.start()
             # Its socket is there before its loop runs.
             self.client(daemon).call(Command.ATTACH_VM, {"containerId": "none"})
+            eventually(daemon.isIdle, "it waits for more")
             self.assertEqual(daemon.stop(signal.SIGABRT), -signal.SIGABRT)
             self.assertIn("Fatal Python error: Aborted", daemon.log())
             self.assertIn("in doPoll", daemon.log())

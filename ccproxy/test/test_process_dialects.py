@@ -168,8 +168,8 @@ class HyperstartTests(ProcessTestCase):
         time.sleep(0.1)
         self.assertEqual(vm.agent.commands()[-1].number, ControlCode.DESTROYPOD)
         vm.agent.hangUp()
-        success(vm.client.response(Command.HYPER, 2))
-        self.assertTrue(other.response(Command.HYPER, 2).error)
+        success(vm.client.response(Command.HYPER))
+        self.assertTrue(other.response(Command.HYPER).error)
 
 
 class EventTests(ProcessTestCase):
