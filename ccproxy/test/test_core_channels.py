@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.core.channels import PLAUSIBLE
-from ccproxy.wire.codes import Command, ControlCode
+from ccproxy.wire.codes import Command, ControlCode, FrameType, Stream
+from ccproxy.wire.frames import encodeStream
 from ccproxy.wire.messages import encodeIO
 
 from .memory import MemoryClient, MemoryVM, World, registration, startData, tokensOf
@@ -40,6 +41,7 @@ class ResyncTests(SynchronousTestCase):
     def late(self) -> tuple[Once, MemoryClient, int]:
         """A VM registered late with one process, its shim, and its number."""
         world = World()
+        self.clock = world.clock
         client = world.client()
         client.send(Command.REGISTER_VM, registration(streams=1))
         agent = MemoryVM(world.connector.wanted.pop())
@@ -67,6 +69,25 @@ class ResyncTests(SynchronousTestCase):
         channel, shim, number = self.late()
         channel.feed(encodeIO(3, b"old") + encodeIO(number, b"x" * PLAUSIBLE))
         self.assertEqual([frame.payload for frame in shim.frames()], [b"x" * PLAUSIBLE])
+
+    def test_behindAnEndedProcess(self) -> None:
+        """P6: what a process says that counts as ended takes nothing from the one that is next."""
+        channel, shim, number = self.late()
+        session = shim.client.session
+        assert session is not None
+        vm = session.vm
+        session.exitEvent(0)
+        self.clock.advance(vm.registry.limits.exitTimeout)
+        (ended,) = shim.frames()
+        self.assertIs(ended.type, FrameType.NOTIFICATION)
+        late = encodeIO(number, b"late")
+        channel.feed(late)
+        self.assertEqual((channel.held, shim.frames()), (len(late), []))
+        following = vm.processes.new()
+        following.begin(ControlCode.NEWCONTAINER, "c2", None, False)
+        channel.feed(encodeIO(following.stdio, b"mine"))
+        self.assertEqual(following.output.pending, [encodeStream(Stream.STDOUT, b"mine")])
+        self.assertEqual((channel.held, shim.frames()), (0, []))
 
     @given(
         st.binary(max_size=60),
