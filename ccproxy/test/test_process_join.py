@@ -7,11 +7,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 
 from ccproxy.testing.agent import ScriptedAgent
 from ccproxy.testing.client import BlockingClient
-from ccproxy.testing.daemon import Daemon, environment, eventually, script
+from ccproxy.testing.daemon import Daemon, environment, eventually, isIdle, script
 from ccproxy.wire.codes import Stream
 
 from .processes import DaemonTestCase, PlayedVM
@@ -47,13 +46,20 @@ class JoinTests(DaemonTestCase):
         path = os.path.join(self.daemon.directory, name)
 
         def connect() -> BlockingClient:
-            client = BlockingClient(path)
+            client = eventually(lambda: self.tries(path), f"{path} is served", 60)
             self.addCleanup(client.close)
-            return client
+            return client  # type: ignore[no-any-return]
 
         agent, client = ScriptedAgent(self.daemon.directory, f"agent-{name}"), connect()
         self.addCleanup(agent.close)
         return PlayedVM(connect, name, agent, client, client.registerVM(name, agent, 1))
+
+    def tries(self, path: str) -> BlockingClient | None:
+        """A client, if somebody listens there."""
+        try:
+            return BlockingClient(path)
+        except OSError:
+            return None
 
     def started(self) -> int:
         """How many daemons there have been."""
@@ -66,22 +72,24 @@ class JoinTests(DaemonTestCase):
         names = [f"pod{n}" for n in range(PODS)]
         pods = [self.pod(name) for name in names]
         for pod in pods:
-            self.assertEqual(pod.wait(20), 0)
+            self.assertEqual(pod.wait(60), 0)
         processes = [self.podVM(name).start(container=name) for name in names]
         for nth, number in enumerate((signal.SIGUSR2, signal.SIGUSR2, signal.SIGKILL)):
             for process in processes:
                 process.say(b"before")
                 self.assertEqual(process.shim.output(Stream.STDOUT, 6), b"before")
             if number == signal.SIGKILL:
-                time.sleep(0.1)  # or it dies before it has noted that it has delivered
                 pid = self.daemon.pid
                 with open(f"/proc/{pid}/task/{pid}/children") as children:
-                    os.kill(int(children.read().split()[0]), number)
+                    child = int(children.read().split()[0])
+                # Or it dies before it has noted that it has delivered.
+                eventually(lambda: isIdle(child), "it has noted all")  # noqa: B023
+                os.kill(child, number)
             else:
                 self.daemon.process.send_signal(number)
             for process in processes:
                 process.say(b"meanwhile")
-            eventually(lambda: self.started() > nth + 1, "another daemon", 20)  # noqa: B023
+            eventually(lambda: self.started() > nth + 1, "another daemon", 60)  # noqa: B023
             for process in processes:
                 self.assertEqual(process.shim.output(Stream.STDOUT, 9), b"meanwhile")
         for process in processes:
@@ -93,7 +101,7 @@ class JoinTests(DaemonTestCase):
 
     def test_url(self) -> None:
         """Clients are told the pod's own socket."""
-        self.assertEqual(self.pod("pod").wait(20), 0)
+        self.assertEqual(self.pod("pod").wait(60), 0)
         path = os.path.join(self.daemon.directory, "pod")
         agent, client = ScriptedAgent(self.daemon.directory), BlockingClient(path)
         self.addCleanup(agent.close)
@@ -105,27 +113,18 @@ class JoinTests(DaemonTestCase):
     def test_alone(self) -> None:
         """Where no daemon runs, the pod is served alone, and the log says so."""
         pod = self.pod("pod", admin="/no/such/socket")
-        path = os.path.join(self.daemon.directory, "pod")
-        eventually(lambda: os.path.exists(path), "the socket")
         vm = self.podVM("pod")
         vm.usable()
         vm.client.unregisterVM("pod")
         vm.agent.hangUp()
-        self.assertEqual(pod.wait(20), 0)
+        self.assertEqual(pod.wait(60), 0)
         assert pod.stderr is not None
         self.assertIn(b"serving alone: no daemon at /no/such/socket", pod.stderr.read())
 
     def test_off(self) -> None:
         """By default each pod has its process."""
         pod = self.pod("pod", join="0")
-        self.podAfter("pod").usable()
+        self.podVM("pod").usable()
         self.assertIs(pod.poll(), None)
         pod.terminate()
-        self.assertEqual(pod.wait(20), 0)
-
-    def podAfter(self, name: str) -> PlayedVM:
-        """The VM of a pod whose process needs a moment."""
-        path = os.path.join(self.daemon.directory, name)
-        eventually(lambda: os.path.exists(path), "the socket")
-        time.sleep(0.1)
-        return self.podVM(name)
+        self.assertEqual(pod.wait(60), 0)

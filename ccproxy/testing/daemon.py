@@ -73,6 +73,16 @@ def environment(**more: str) -> dict[str, str]:
     }
 
 
+def isIdle(pid: int) -> bool:
+    """Whether all threads of a process sleep."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        # One that is missing has ended between the two calls.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if (thread / "stat").read_text().rpartition(")")[2].split()[0] != "S":
+                return False
+    return True
+
+
 class Daemon:
     """
     A daemon. It is not started yet.
@@ -199,13 +209,8 @@ class Daemon:
         return found
 
     def isIdle(self) -> bool:
-        """Whether all of its threads sleep: it has done all that there was to do."""
-        for thread in Path(f"/proc/{self.pid}/task").iterdir():
-            # One that is missing has ended between the two calls.
-            with suppress(FileNotFoundError, ProcessLookupError):
-                if (thread / "stat").read_text().rpartition(")")[2].split()[0] != "S":
-                    return False
-        return True
+        """Whether it has done all that there was to do."""
+        return isIdle(self.pid)
 
     def settledDescriptors(self) -> int:
         """How many descriptors it has, once it has closed those that others have left."""
