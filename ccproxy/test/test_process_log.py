@@ -4,7 +4,6 @@ The real daemon's log: entries of clients, consoles, and what must never be in i
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import signal
@@ -17,10 +16,11 @@ from unittest import SkipTest
 
 from ccproxy import __version__
 from ccproxy.service.logsinks import JOURNAL
+from ccproxy.test.adminhttp import UNIXConnection
 from ccproxy.test.processes import ProcessTestCase
 from ccproxy.test.test_logging import parseLogfmt
 from ccproxy.testing.client import BlockingClient
-from ccproxy.testing.daemon import Daemon
+from ccproxy.testing.daemon import Daemon, eventually
 from ccproxy.wire.codes import Command
 from twisted import __version__ as twistedVersion
 
@@ -269,7 +269,7 @@ class OperatorTests(ProcessTestCase):
     def test_firstLine(self) -> None:
         """The first line, at any level, names what runs, and what is set otherwise."""
         daemon = self.start("-log", "error")
-        first = self.entries(daemon)[0]
+        first = eventually(lambda: self.entries(daemon), "the first line")[0]
         for part in (f"ccproxy {__version__}", sys.version.split()[0], f"Twisted {twistedVersion}"):
             self.assertIn(part, first["msg"])
         self.assertIn(f"socket-path={daemon.path}", first["settings"])
@@ -281,9 +281,10 @@ class OperatorTests(ProcessTestCase):
         """SIGUSR1 logs the state and what is waited for, at any level; the daemon goes on."""
         daemon = self.start()
         client = self.connect(daemon)
-        for _ in range(2):
+        client.probe()
+        for nth in range(2):
             daemon.process.send_signal(signal.SIGUSR1)
-            daemon.waitLog("dump-end")
+            eventually(lambda: daemon.log().count("dump-end") > nth, "a dump")  # noqa: B023
             client.probe()
         events = [entry.get("event") for entry in self.entries(daemon)]
         self.assertIn("dump-client", events)
@@ -294,19 +295,20 @@ class OperatorTests(ProcessTestCase):
         """The level can be changed while the daemon runs, and what it hides is back at once."""
         daemon = self.start()
         client = self.connect(daemon)
-        connection = http.client.HTTPConnection("ccproxy", timeout=10)
-        connection.sock = socket.socket(socket.AF_UNIX)
+        connection = UNIXConnection(f"{daemon.path}.admin")
         self.addCleanup(connection.close)
-        connection.sock.settimeout(10)
-        connection.sock.connect(f"{daemon.path}.admin")
+
+        def commands() -> int:
+            return [entry.get("event") for entry in self.entries(daemon)].count("command")
+
         for level, shown in (("warn", 0), ("debug", 1), ("warn", 1), ("debug", 2)):
             connection.request("PUT", "/v1/loglevel", json.dumps({"level": level}))
             response = connection.getresponse()
             self.assertEqual((response.status, response.read()[:9]), (200, b'{"level":'))
             client.probe()
-            time.sleep(0.1)
-            events = [entry.get("event") for entry in self.entries(daemon)]
-            self.assertEqual(events.count("command"), shown, level)
+            eventually(lambda: commands() >= shown, level)  # noqa: B023
+        self.assertEqual(daemon.stop(), 0)
+        self.assertEqual(commands(), shown)
 
     def test_noSink(self) -> None:
         """A log that has nowhere else to go goes to stderr, and says why."""
@@ -329,6 +331,9 @@ class OperatorTests(ProcessTestCase):
         self.assertEqual(daemon.stop(), 0)
         entries = self.entries(daemon)
         shown = sum(entry["msg"].startswith("noise") for entry in entries)
-        (left,) = (entry for entry in entries if entry.get("event") == "log-rate")
-        self.assertEqual((shown, left["count"], left["of"]), (50, "450", "log-entry"))
+        reports = [entry for entry in entries if entry.get("event") == "log-rate"]
+        self.assertEqual({report["of"] for report in reports}, {"log-entry"})
+        # 50 in a period of five seconds, of which a slow machine may see a second one.
+        self.assertTrue(50 <= shown <= 100, shown)
+        self.assertEqual(sum(int(report["count"]) for report in reports), 500 - shown)
         self.assertEqual(entries[-1]["event"], "log-rate")
