@@ -31,8 +31,8 @@ class LostVMTests(ProcessTestCase):
         vm.agent.hangUp()
         self.assertOutput(one.shim, b"last words", b"", 255)
         self.assertOutput(two.shim, b"", b"of both", 255)
-        one.shim.waitClosed(2)
-        two.shim.waitClosed(2)
+        one.shim.waitClosed()
+        two.shim.waitClosed()
 
     def test_statusFirst(self) -> None:
         """P6, P12: a status that came just before the end is the one that counts."""
@@ -48,8 +48,8 @@ class LostVMTests(ProcessTestCase):
         vm = self.vm(1)
         shim = self.shim(vm.tokens[0])
         vm.agent.hangUp()
-        self.assertEqual(shim.untilExit(2).status, 255)
-        shim.waitClosed(2)
+        self.assertEqual(shim.untilExit().status, 255)
+        shim.waitClosed()
 
     def test_eitherChannel(self) -> None:
         """P12: the end of one channel is the end of the VM; the other's last words are read."""
@@ -60,7 +60,7 @@ class LostVMTests(ProcessTestCase):
         self.assertOutput(one.shim, b"", b"", 255)
         self.assertOutput(two.shim, b"last words", b"", 255)
         for process in (one, two):
-            process.shim.waitClosed(2)
+            process.shim.waitClosed()
             process.vm.agent.waitDisconnected(process.vm.agent.control)
             process.vm.agent.waitDisconnected(process.vm.agent.io)
 
@@ -78,17 +78,15 @@ class LostVMTests(ProcessTestCase):
         unsent.silent(0.1)
         vm.agent.hangUp()
         for client in (sent, unsent, vm.client):
-            self.assertIn(vm.id, failure(client.response(Command.HYPER, 2)))
-        failure(held.response(Command.SIGNAL, 2))
+            self.assertIn(vm.id, failure(client.response(Command.HYPER)))
+        failure(held.response(Command.SIGNAL))
 
     def test_afterwards(self) -> None:
         """P12: the id stays known: Hyper is refused at once, UnregisterVM succeeds."""
         vm = self.vm()
         vm.agent.hangUp()
         eventually(lambda: vm.client.call(3, hyperPayload("ping")).error, "the VM lost")
-        began = time.monotonic()
         self.assertIn(vm.id, vm.client.hyperRefused("ping"))
-        self.assertLess(time.monotonic() - began, 1)
         other = self.client()
         vm.client.unregisterVM(vm.id)
         other.refused(Command.UNREGISTER_VM, {"containerId": vm.id})
@@ -216,18 +214,18 @@ class DeadlineTests(ProcessTestCase):
 
     options = (
         "--log-level=debug",
-        "--ready-timeout=0.6",
-        "--ready-ping=0.3",
-        "--shim-timeout=0.4",
-        "--process-timeout=0.4",
-        "--command-timeout=0.5",
+        "--ready-timeout=2.5",
+        "--ready-ping=1.2",
+        "--shim-timeout=1.5",
+        "--process-timeout=1.5",
+        "--command-timeout=1.5",
     )
 
     def test_ready(self) -> None:
         """P11: neither READY nor an answer to ping: the registration fails, nothing remains."""
         agent, client, name = self.agent(ready=()), self.client(), self.unique()
         agent.answers[ControlCode.PING] = None
-        text = client.refused(Command.REGISTER_VM, registration(name, agent), 3)
+        text = client.refused(Command.REGISTER_VM, registration(name, agent))
         self.assertIn("READY", text)
         self.assertIn(name, text)
         agent.waitDisconnected(agent.control)
@@ -258,10 +256,10 @@ class DeadlineTests(ProcessTestCase):
         vm.client.command(Command.HYPER, hyperPayload("startpod", {}))
         vm.agent.command(ControlCode.STARTPOD)
         other.command(Command.HYPER, hyperPayload("ping"))
-        text = failure(vm.client.response(Command.HYPER, 3))
+        text = failure(vm.client.response(Command.HYPER))
         self.assertIn("startpod", text)
         self.assertIn(vm.id, text)
-        self.assertIn("agent has not answered startpod since", failure(other.response(3, 3)))
+        self.assertIn("agent has not answered startpod since", failure(other.response(3)))
         self.assertEqual(vm.agent.commands(ControlCode.PING), [])
         vm.agent.sendControl(ControlCode.ACK, b"late")
         vm.usable()
@@ -272,7 +270,7 @@ class DeadlineTests(ProcessTestCase):
         shim = self.shim(vm.tokens[0])
         vm.agent.answers[ControlCode.NEWCONTAINER] = None
         vm.startLater()
-        failure(vm.client.response(Command.HYPER, 3))
+        failure(vm.client.response(Command.HYPER))
         vm.agent.sendIO(3, b"early")
         vm.agent.sendControl(ControlCode.ACK)
         vm.agent.exit(3, 5)

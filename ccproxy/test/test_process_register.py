@@ -105,11 +105,11 @@ class ReadyTests(ProcessTestCase):
         success(client.response(Command.REGISTER_VM))
         client.hyper("ping")
 
-    def assertFails(self, agent: ScriptedAgent, within: float = 10.0) -> str:
+    def assertFails(self, agent: ScriptedAgent) -> str:
         """Registering must fail, and leave nothing behind; the text of the error."""
         client, name = self.client(), self.unique()
         client.command(Command.REGISTER_VM, registration(name, agent))
-        text = failure(client.response(Command.REGISTER_VM, within))
+        text = failure(client.response(Command.REGISTER_VM))
         self.assertIn("unknown containerID", client.refused(2, {"containerId": name}))
         for channel in (agent.control, agent.io):
             agent.waitDisconnected(channel)
@@ -126,7 +126,7 @@ class ReadyTests(ProcessTestCase):
         """P2: a message too long to be one, or too short, fails the registration at once."""
         for length in (0, 7, (1 << 20) + 1, (1 << 32) - 1):
             header = b"\0\0\0\x08" + length.to_bytes(4, "big")
-            self.assertFails(self.agent(ready=[header]), within=2.5)
+            self.assertFails(self.agent(ready=[header]))
 
     def test_agentGone(self) -> None:
         """P11: an agent that closes before READY fails the registration at once."""
@@ -135,7 +135,7 @@ class ReadyTests(ProcessTestCase):
             client.command(Command.REGISTER_VM, registration(name, agent))
             agent.waitConnected()
             agent.hangUp(getattr(agent, which))
-            failure(client.response(Command.REGISTER_VM, 2.5))
+            failure(client.response(Command.REGISTER_VM))
             agent.waitDisconnected(agent.control)
             agent.waitDisconnected(agent.io)
             client.registerVM(name, self.agent())
@@ -248,7 +248,7 @@ class RefusedTests(ProcessTestCase):
         began = time.monotonic()
         text = self.assertNotRegistered(registration(self.unique(), vm.agent))
         self.assertIn(vm.id, text)
-        self.assertLess(time.monotonic() - began, 2)
+        self.assertLess(time.monotonic() - began, 10)
         vm.usable()
 
     def test_heldByUnregistered(self) -> None:
