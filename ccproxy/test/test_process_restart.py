@@ -63,7 +63,7 @@ class RestartCase(DaemonTestCase):
 
     def restarted(self, times: int = 1) -> None:
         """Wait until the daemon has restarted so often."""
-        eventually(lambda: self.count("started") > times, "a restart", 20)
+        eventually(lambda: self.count("started") > times, "a restart", 60)
 
 
     def kill(self) -> int:
@@ -124,7 +124,7 @@ class SmallRestartTests(RestartCase):
         """Restart, and wait for the next daemon."""
         before = self.count("started")
         self.restart()
-        eventually(lambda: self.count("started") > before, "a restart", 20)
+        eventually(lambda: self.count("started") > before, "a restart", 60)
 
     def test_command(self) -> None:
         """A command under way gets its answer from the next process, and so do those behind it."""
@@ -310,7 +310,7 @@ class RefusedTests(DaemonTestCase):
         os.write(state, contents)
         ours, theirs = socket.socketpair()
         self.addCleanup(ours.close)
-        ours.settimeout(5)
+        ours.settimeout(30)
         names = f"{PREFIX}state:{PREFIX}connections"
         program = (
             "import fcntl, os, sys;"
@@ -327,7 +327,7 @@ class RefusedTests(DaemonTestCase):
         daemon.spawn(inherited=passed)
         theirs.close()
         os.close(state)
-        eventually(daemon.isListening, "the socket")
+        eventually(daemon.isListening, "the socket", 60)
         return daemon, ours
 
     def test_strange(self) -> None:
