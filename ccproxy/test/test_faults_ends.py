@@ -22,6 +22,9 @@ DIALECTS = (Dialect.CC, Dialect.HYPERSTART0, Dialect.HYPERSTART1)
 KIB = 1 << 10
 _NOISE = random.Random(3).randbytes(700 * KIB)
 LOST = 255
+#: Seconds for which what is left of a VM waits for a shim, and an event for the end of the output:
+#: longer than anything else that these tests do.
+UNDELIVERED = EXIT = 2.0
 
 
 def bothAtOnce(vm: PlayedVM) -> None:
@@ -47,7 +50,11 @@ ENDS: tuple[Callable[[PlayedVM], None], ...] = (bothAtOnce, outputFirst, control
 class LastWordsTests(FaultTestCase):
     """P6, P12: the VM ends right behind the last output of its processes."""
 
-    options = ("--log-level=debug", "--undelivered-timeout=0.5", "--exit-timeout=0.4")
+    options = (
+        "--log-level=debug",
+        f"--undelivered-timeout={UNDELIVERED}",
+        f"--exit-timeout={EXIT}",
+    )
 
     def running(self, dialect: Dialect) -> Running:
         """A process in a VM of its own."""
@@ -153,7 +160,7 @@ class LastWordsTests(FaultTestCase):
         process = self.running(Dialect.CC)
         self.speak(process, 600 * KIB)
         process.vm.agent.close()
-        time.sleep(0.8)
+        time.sleep(UNDELIVERED + 0.5)
         frames = process.shim.waitClosed()
         got = b"".join(frame.payload for frame in frames if frame.opcode == Stream.STDOUT)
         self.assertTrue(_NOISE.startswith(got), "P6: output differs")
@@ -166,7 +173,7 @@ class LastWordsTests(FaultTestCase):
         began = time.monotonic()
         process.vm.agent.sendEvent("c", "p", 5)
         self.assertOutput(process.shim, b"out", b"", 5)
-        self.assertGreater(time.monotonic() - began, 0.35, "P6: not waited for the output")
+        self.assertGreater(time.monotonic() - began, EXIT - 0.1, "P6: not waited for the output")
 
     def test_eventOfFullSession(self) -> None:
         """P6: that time does not run while the output cannot be read."""
@@ -183,7 +190,7 @@ class LastWordsTests(FaultTestCase):
         writer.start()
         time.sleep(0.2)
         process.vm.agent.sendEvent("c", "p", 5)
-        time.sleep(0.7)
+        time.sleep(EXIT + 0.5)
         output = process.shim.untilExit()
         self.assertEqual(len(output.stdout), size, "P6: the status has overtaken output")
         self.assertTrue(output.stdout == data)

@@ -15,13 +15,13 @@ from ccproxy.wire.codes import Command, ControlCode, Dialect, Stream
 from ccproxy.wire.messages import encodeControl, encodeIO
 
 #: Seconds of silence before ping is asked.
-PING = 0.15
+PING = 0.6
 
 
 class PastReadyTests(FaultTestCase):
     """P20: a VM that was registered before is registered again."""
 
-    options = ("--log-level=debug", f"--ready-ping={PING}", "--ready-timeout=3")
+    options = ("--log-level=debug", f"--ready-ping={PING}", "--ready-timeout=10")
 
     def registered(self, agents: list[ScriptedAgent], tokens: int = 1) -> list[PlayedVM]:
         """Register the VMs of these agents, all at once."""
@@ -65,7 +65,7 @@ class PastReadyTests(FaultTestCase):
 
     def test_readyInTime(self) -> None:
         """P20: an agent that says READY is not asked, and its numbers begin at 3."""
-        vms = self.registered([self.agent(readyDelay=PING / 3) for _ in range(3)])
+        vms = self.registered([self.agent(readyDelay=PING / 6) for _ in range(3)])
         for vm in vms:
             self.assertEqual(vm.agent.commands(), [])
             self.assertEqual(vm.start().number, 3)
@@ -180,7 +180,7 @@ class PastReadyTests(FaultTestCase):
             def free(other: BlockingClient = other, payload: object = again) -> bool:
                 return not other.call(Command.REGISTER_VM, payload).error
 
-            eventually(free, f"P13: the id and the sockets of {name}-{nth} are free", 5)
+            eventually(free, f"P13: the id and the sockets of {name}-{nth} are free")
             other.hyper("startpod", {})
 
     def test_again(self) -> None:

@@ -179,7 +179,7 @@ class KilledShimTests(FaultTestCase):
         """Have all output of a process read."""
 
         def read() -> None:
-            found.append(shim.untilExit(20))
+            found.append(shim.untilExit(60))
 
         thread = threading.Thread(target=read)
         thread.start()
@@ -302,7 +302,7 @@ class KilledShimTests(FaultTestCase):
             return [m for m in process.vm.agent.commands(ControlCode.KILLCONTAINER)
                     if process.container.encode() in m.body]  # fmt: skip
 
-        eventually(killed, f"P7: Signal 9 carried out: {what}", 5)
+        eventually(killed, f"P7: Signal 9 carried out: {what}")
         self.assertEqual(len(killed()), 1)
         self.assertIn(b'"signal":9', process.vm.agent.commands(ControlCode.KILLCONTAINER)[-1].body)
 
@@ -363,9 +363,8 @@ class KilledShimTests(FaultTestCase):
         os.close(unread)
         self.addCleanup(shim.wait)
         self.addCleanup(shim.kill)
-        vm.client.timeout = 20
+        vm.client.timeout = vm.agent.timeout = 60
         vm.startLater()
-        vm.agent.timeout = 20
         vm.agent.command(ControlCode.NEWCONTAINER)
         vm.client.response(Command.HYPER)
         for n in range(100):
