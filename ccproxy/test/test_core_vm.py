@@ -434,20 +434,20 @@ class LossTests(SynchronousTestCase):
         self.assertEqual(self.world.clock.getDelayedCalls(), [])
 
     def test_lastWords(self) -> None:
-        """What the other channel still holds is read, for so long."""
+        """What the other channel still holds is read, for so long (P12)."""
         shim = self.world.process(self.agent, self.runtime, self.tokens[0])
         self.agent.control.end()
         self.agent.output(3, b"still")
         self.assertEqual(brief(shim.frames()), [(FrameType.STREAM, b"still")])
         self.assertIn("VM is lost", shim.refused(Command.SIGNAL, {"signalNumber": 2}))
-        self.world.clock.advance(1)
+        self.world.clock.advance(0.5)
         self.agent.output(3, b"more")
         self.agent.exit(3, 5)
         self.assertEqual(
             brief(shim.frames()),
             [(FrameType.STREAM, b"more"), (FrameType.NOTIFICATION, b"\x05")],
         )
-        self.world.clock.advance(1)
+        self.world.clock.advance(0.5)
         self.assertTrue(self.agent.io.closed)
         self.assertTrue(shim.connection.closed)
 
