@@ -63,12 +63,13 @@ def route(vm: VM, data: memoryview, offset: int) -> int:
     @raise ccproxy.errors.RemoteProtocolError: a header is bad.
     """
     end, most, sessionOf = len(data), vm.registry.limits.maxMessage, vm.processes.numbers.get
+    longest = min(most, MOST_PER_SEND)  # a longer one becomes several frames
     gathered: dict[Session, _Gathered] = {}
     before, begin, frames = None, offset, 0
     while vm.io is not None and end - offset >= SIZE:
         number, size = header = IO_HEADER.unpack_from(data, offset)
         session, stop = sessionOf(number), offset + size
-        if session is not None and SIZE < size <= most and stop <= end:
+        if session is not None and SIZE < size <= longest and stop <= end:
             held = gathered.get(session)
             room = session.roomFor(number, size) if held is None else held.room
             if room > 0:

@@ -20,6 +20,7 @@ from ..wire.messages import IO_HEADER
 from ..wire.payloads import Signal
 from .clock import Wait, cancel
 from .commands import SignalCommand, StartCommand, signalMessage
+from .outlet import MOST_PER_SEND
 from .output import Output
 from .signals import HeldSignals
 from .states import SESSION_TABLE, SessionInput, SessionState, advance
@@ -35,6 +36,9 @@ SIGTERM = 15
 FIRST_PROCESS = "init"
 #: The exit status of a process whose VM was lost before it ended.
 LOST_STATUS = 255
+#: The most output in a frame, so that one is never sent in part: L{MOST_PER_SEND} says why. Agents'
+#: messages are much shorter, as a rule.
+MOST_PER_FRAME = MOST_PER_SEND - IO_HEADER.size
 _ALIVE = (SessionState.STARTING, SessionState.RUNNING)
 
 
@@ -243,7 +247,8 @@ class Session:
             self.output.dropped += len(body)
             return
         stream = Stream.STDOUT if number == self.stdio else Stream.STDERR
-        self.output.queue(encodeStream(stream, body))
+        for at in range(0, len(body), MOST_PER_FRAME):
+            self.output.queue(encodeStream(stream, body[at : at + MOST_PER_FRAME]))
 
     def roomFor(self, number: int, size: int) -> int:
         """

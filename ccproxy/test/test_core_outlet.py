@@ -15,9 +15,10 @@ from ccproxy.core.flow import Budget
 from ccproxy.core.limits import Limits
 from ccproxy.core.outlet import MOST_BUFFERS, MOST_PER_SEND, Outlet
 from ccproxy.core.output import Output
+from ccproxy.core.session import MOST_PER_FRAME
 from ccproxy.wire.codes import Dialect, FrameType, Stream
 from ccproxy.wire.frames import FrameDecoder, encodeFrame, encodeStream
-from ccproxy.wire.messages import encodeIO
+from ccproxy.wire.messages import IO_HEADER, encodeIO
 
 from .memory import MemoryConnection, World
 
@@ -183,6 +184,9 @@ class SendTests(SynchronousTestCase):
     def test_wholeFrames(self) -> None:
         """A call ends behind a frame, so that a daemon which dies after it has cut none."""
         output = encodeIO(3, b"x" * 1024) * 100 + encodeIO(3, b"y" * 500) * 100
+        long = b"".join(b"%d." % n for n in range(15_000))
+        output += encodeIO(4, long) + encodeIO(3, b"!")
+        cuts = len(long) // MOST_PER_FRAME
         for queued in (True, False):
             world = World(Dialect.CC)
             agent, runtime, (token,) = world.register(streams=1)
@@ -202,15 +206,17 @@ class SendTests(SynchronousTestCase):
                 connection.makeRoom()
             else:
                 agent.io.feed(output)
-            self.assertEqual(sum(map(len, pieces)), len(output))
+            self.assertEqual(sum(map(len, pieces)), len(output) + cuts * IO_HEADER.size)
             self.assertGreater(len(pieces), len(output) // MOST_PER_SEND)
+            stderr = b""
             for piece in pieces:
                 self.assertLessEqual(len(piece), MOST_PER_SEND)
                 decoder = FrameDecoder()
                 decoder.feed(piece)
-                while decoder.next() is not None:
-                    pass
+                while (frame := decoder.next()) is not None:
+                    stderr += frame.payload if frame.opcode == Stream.STDERR else b""
                 self.assertEqual(decoder.pending, 0)
+            self.assertEqual(stderr, long)
 
 
 class PeerGoneTests(SynchronousTestCase):
