@@ -64,6 +64,7 @@ class ControlSink:
 
     def writable(self) -> None:
         self._vm.controlWritable()
+        self._vm.registry.flush()
 
     def drained(self) -> None:
         """Nothing waits for that: the next command waits for an answer."""

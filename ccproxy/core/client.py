@@ -308,9 +308,15 @@ class Client:
             return
         slots = self.slots
         self._changed()
+        # A crash ends the connection of everybody but shims: nobody could be told again.
+        late = self.session is None
         while slots and slots[0].reply is not None:
+            late = late or slots[0].opcode == Command.CONNECT_SHIM
             self.outlet.push(slots.pop(0).reply or b"")
-        self.flush()
+        if late and self.registry.whenChanged is not None:
+            self.registry.answered(self)
+        else:
+            self.flush()
         self.wake()
 
     def flush(self) -> None:

@@ -91,6 +91,7 @@ class Registry:
     _changed: set[VM] = attrs.field(factory=set)
     _serial: int = 0
     _touched: set[Client] = attrs.field(factory=set)
+    _answered: set[Client] = attrs.field(factory=set)
     _crowded: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -129,6 +130,7 @@ class Registry:
         """C{client} has closed."""
         self.clients.discard(client)
         self._touched.discard(client)
+        self._answered.discard(client)
         if self.verbose:
             self.log.debug("client gone", event="client-gone", client=client.name)
 
@@ -144,6 +146,10 @@ class Registry:
         """There is something to send to C{client} at the end of this turn."""
         self._touched.add(client)
 
+    def answered(self, client: Client) -> None:
+        """There is a response for C{client}, to be sent when what it is about is written down."""
+        self._answered.add(client)
+
     def changed(self, vm: VM | None) -> None:
         """Something of C{vm} has changed that a process in the place of this one must know."""
         if self.whenChanged is not None and vm is not None:
@@ -153,10 +159,21 @@ class Registry:
         """The end of a turn: send what has gathered."""
         crowded = self._crowded or self.budget.crowded
         while self._touched:
-            self._touched.pop().flush()
+            client = self._touched.pop()
+            if client not in self._answered:
+                client.flush()
         self._crowded = self.budget.crowded
         if crowded and not self._crowded:
             self._uncrowded()
+        self._writeDown()
+        while self._answered:
+            client = self._answered.pop()
+            client.flush()
+            if client.session is not None:
+                self.changed(client.session.vm)  # it is a shim now, and knows it
+        self._writeDown()
+
+    def _writeDown(self) -> None:
         if self._changed and self.whenChanged is not None:
             changed, self._changed = self._changed, set()
             self.whenChanged(changed)
@@ -283,6 +300,7 @@ class Registry:
         """The channels of C{vm} are closed, and its sessions have been told."""
         self.leaving.discard(vm)
         self.tally.closed(vm)
+        self.changed(vm)
 
     @property
     def quiet(self) -> bool:

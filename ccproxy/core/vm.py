@@ -153,6 +153,8 @@ class VM:
         @param reason: which one and why.
         """
         self.failRegistration(RegistryError(f"{self.containerId}: {reason}"))
+        if self.registry.whenChanged is not None:
+            self.registry.later(0, self.registry.flush)  # no turn of the core's may end here
 
     def awaitsReady(self, code: int, body: bytes) -> bool:
         """
@@ -307,11 +309,7 @@ class VM:
         """Send a message to the agent."""
         assert self._controlOut is not None
         self._controlOut.push(message)
-        if self.registry.whenChanged is None:
-            self._controlOut.flush()
-        else:
-            # Not before it is written down that it is in flight: controlWritable.
-            self.registry.changed(self)
+        self.controlWritable()
 
     @property
     def unsent(self) -> Outlet | None:
@@ -319,7 +317,15 @@ class VM:
         return self._controlOut if self._controlOut is not None and self._controlOut.size else None
 
     def controlWritable(self) -> None:
-        """The control channel's socket has room again."""
+        """The control channel's socket has room for messages."""
+        if self.registry.whenChanged is None:
+            self.sendNow()
+        elif self.unsent is not None:
+            # Not before it is written down; and who writes it down knows how to send it.
+            self.registry.changed(self)
+
+    def sendNow(self) -> None:
+        """Hand over to the control channel's socket what it takes now."""
         if self._controlOut is not None:
             self._controlOut.flush()
 

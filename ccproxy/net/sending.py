@@ -120,6 +120,12 @@ class SocketWriter:
             self._watchRoom(True)
         return count
 
+    def notifyRoom(self) -> None:
+        """The socket had no room for what was written past this: say when it has."""
+        if self._output is _FREE:
+            self._output = _FULL
+            self._watchRoom(True)
+
     def _breakOutput(self, error: OSError) -> None:
         self._breakOff()
         if error.errno not in (errno.EPIPE, errno.ECONNRESET):

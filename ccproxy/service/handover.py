@@ -101,7 +101,6 @@ class Handover:
         self._pods = pods
         self._form: HandoverForm | None = None
         self._crashed = False
-        self._staged = b""
         self._generation = 0
         self._sockets: dict[Key, socket] = {}
 
@@ -153,13 +152,11 @@ class Handover:
                 for each in files
                 if not each.name.startswith(STAGING)
             }
-            pipes = [each for each in files if each.name.startswith(STAGING)]
-            self._staged = b"".join(_waiting(each.descriptor) for each in pipes)
             if STATE in contents:
                 form = _decoder.decode(unseal(contents[STATE]))
             else:
                 self._crashed = True
-                form = self._readJournals(contents)
+                form = self._readJournals(contents, files)
             # Once without effect: what contradicts itself must not be taken up by half.
             trial = Registry(self._connector, Clock(), self._registry.wallClock)
             resume(trial, form.snapshots, {})
@@ -183,14 +180,15 @@ class Handover:
                 os.close(each.descriptor)
         return None
 
-    def _readJournals(self, contents: dict[str, bytes]) -> HandoverForm:
+    def _readJournals(self, contents: dict[str, bytes], files: list[Passed]) -> HandoverForm:
         """
         The process before has died.
 
         @raise BadSnapshot: its journal cannot be read.
         """
         # It may have died while it began a new one, which is kept as soon as it is whole.
-        journalled = readJournal(contents[JOURNAL + str(self._generation)], self._staged)
+        journal = contents[JOURNAL + str(self._generation)]
+        journalled = readJournal(journal, _staged(files, self._generation))
         entries = journalled.vms.values()
         return HandoverForm(
             writer=__version__,
@@ -386,8 +384,22 @@ def _contents(descriptor: int) -> bytes:
         return file.read()
 
 
-def _waiting(descriptor: int) -> bytes:
-    """What is in a pipe, which never blocks."""
-    with suppress(BlockingIOError):
-        return os.read(descriptor, 1 << 16)
-    return b""
+def _staged(files: list[Passed], generation: int) -> bytes:
+    """
+    What is in the pipe of a journal: that of the last process which had begun before it. It stays
+    there, since this process may die before it has a journal of its own.
+    """
+    numbers = [int(name) for each in files if (name := each.name.removeprefix(STAGING)).isdecimal()]
+    number = max((number for number in numbers if number < generation), default=-1)
+    staged = b""
+    for each in files:
+        if each.name == STAGING + str(number):
+            os.set_blocking(each.descriptor, False)
+            with suppress(BlockingIOError):
+                found = os.read(each.descriptor, 1 << 16)
+                staged += found
+                if found:
+                    again = os.open(f"/proc/self/fd/{each.descriptor}", os.O_WRONLY | os.O_NONBLOCK)
+                    with open(again, "wb", buffering=0) as pipe:
+                        pipe.write(found)
+    return staged

@@ -62,7 +62,10 @@ class EntryForm:
     @ivar serial: the VM's.
     @ivar snapshot: what is to be known of it, or L{None} once it is gone.
     @ivar channels: what the connector knows of it.
-    @ivar staged: the commands that it has for the agent are in the pipe, or were sent since then.
+    @ivar staged: the commands that it has for the agent, or as many of their bytes as the pipe is
+        given at a time, are in the pipe, or were sent since then.
+    @ivar sent: a VM's serial, in an entry that says only that so many bytes of the commands in the
+        last one about it were sent, besides whether the next are C{staged}.
     @ivar rests: what was taken from sockets and is not used, of those where it has changed.
     @ivar used: how much of the input at hand has been used, behind the mark that says which input
         that is: L{skipUsed <ccproxy.net.transport.skipUsed>}.
@@ -74,6 +77,7 @@ class EntryForm:
     snapshot: Optional[Snapshot] = None
     channels: Optional[ChannelsForm] = None
     staged: bool = False
+    sent: Optional[tuple[int, int]] = None
     rests: dict[Key, bytes] = attrs.field(factory=dict)
     used: dict[Key, tuple[int, int]] = attrs.field(factory=dict)
     listening: Optional[ListeningForm] = None
@@ -144,8 +148,8 @@ class Journal:
             self._keep(key, listener.fileno())
         self._podsChanged()
         self._registry.whenChanged = self.changed
-        self._rewrite()
         self._poller.whenRest = self._restChanged
+        self.changed(())
         self._noteHeld()
 
     def _noteHeld(self) -> None:
@@ -172,7 +176,10 @@ class Journal:
         self._write(seal(b""))
         self._entry(EntryForm(listening=self._listening, pods=self._podForms))
         self._entry(EntryForm(rests=self._rests))
-        self.changed(self._vms())
+        for vm in self._vms():
+            if vm.state not in _NOT_YET:
+                # Nothing is sent that only a journal knows of which is not kept yet.
+                self._vm(vm, send=False)
         self._live = self._size
         self._store.keep(JOURNAL + str(self._generation), [self._file])
         if old >= 0:
@@ -191,26 +198,36 @@ class Journal:
         for key in before - {pod.key for pod in self._podForms}:
             self._store.discard(CONNECTION + str(key))
 
-    def _writeAndSend(self, form: EntryForm, vm: VM, commands: bytes) -> None:
+    def _send(self, vm: VM, form: EntryForm) -> None:
         """
         Write an entry, and send the commands that it has for the agent: by way of the pipe, from
-        which they go to the socket in one step that either happens or does not.
+        which they go to the socket in one step that either happens or does not. What finds no room
+        there follows when there is.
         """
-        form.staged = True
-        data, size = _encoded(form), len(commands)
-        # One right behind the other: what is in the pipe is taken for what the last entry has.
-        os.write(self._pipe[1], commands)
-        self._write(data)
-        sent, control, unsent = 0, vm.control, vm.unsent
-        if isinstance(control, StreamTransport):
-            with contextlib.suppress(OSError):
-                sent = os.splice(
-                    self._pipe[0], control.fileno(), size, flags=os.SPLICE_F_NONBLOCK
-                )
-        if sent < size:
-            os.read(self._pipe[0], size - sent)  # it goes the usual way
-        if unsent is not None:
+        done = 0
+        while (unsent := vm.unsent) is not None:
+            piece = unsent.contents[:MOST_STAGED]
+            form.staged = True
+            data = _encoded(form)
+            # One right behind the other: what is in the pipe is taken for what the last entry has.
+            os.write(self._pipe[1], piece)
+            self._write(data)
+            sent, control = 0, vm.control
+            if isinstance(control, StreamTransport) and not control.broken:
+                with contextlib.suppress(OSError):
+                    sent = os.splice(
+                        self._pipe[0], control.fileno(), len(piece), flags=os.SPLICE_F_NONBLOCK
+                    )
             unsent.drop(sent)
+            done += sent
+            form = EntryForm(sent=(vm.serial, done))
+            if sent < len(piece):
+                # First said, then done: nobody knows what was in an empty pipe.
+                self._entry(form)
+                os.read(self._pipe[0], len(piece) - sent)
+                if isinstance(control, StreamTransport):
+                    control.notifyRoom()
+                return
 
     def _vms(self) -> set[VM]:
         registry = self._registry
@@ -230,14 +247,15 @@ class Journal:
             for name in self.names:
                 self._store.discard(name)
             for vm in self._vms():
-                vm.controlWritable()
+                vm.sendNow()
 
     def _changed(self, vms: Iterable[VM]) -> None:
         for vm in vms:
-            if vm.state not in _NOT_YET:
+            if vm.state in _NOT_YET:
+                vm.sendNow()
+            else:
                 self._vm(vm)
-            vm.controlWritable()
-        if self._size > max(LEAST_REWRITTEN, 4 * self._live):
+        if self._file < 0 or self._size > max(LEAST_REWRITTEN, 4 * self._live):
             self._rewrite()
 
     def _restChanged(self, transport: StreamTransport, taken: int) -> None:
@@ -254,7 +272,7 @@ class Journal:
         if rest:
             self._rests[key] = rest
 
-    def _vm(self, vm: VM) -> None:
+    def _vm(self, vm: VM, send: bool = True) -> None:
         now: dict[Key, StreamTransport] = {}
 
         def keyOf(connection: IConnection) -> Key:
@@ -282,9 +300,8 @@ class Journal:
                     self._noteRest(form, key, rest)
                     if mark := transport.mark():
                         form.used[key] = mark, size
-            commands = b"" if vm.unsent is None else vm.unsent.contents
-            if 0 < len(commands) <= MOST_STAGED:
-                self._writeAndSend(form, vm, commands)
+            if send and vm.unsent is not None:
+                self._send(vm, form)
             else:
                 self._entry(form)
         else:
@@ -338,7 +355,12 @@ def readJournal(data: bytes, staged: bytes) -> Journalled:
     @raise BadSnapshot: it is no journal that this version can read.
     """
     unseal(data)
-    found, last = Journalled(), None
+    found = Journalled()
+    # How much of each VM's commands was sent before its last entry, and which of these have staged
+    # more; what is in the pipe is of the last entry of all, if it is of any.
+    sent: dict[int, int] = {}
+    stagedBy: set[int] = set()
+    last = None
     at = len(seal(b""))
     while at + _ENTRY.size <= len(data):
         length, checksum = _ENTRY.unpack_from(data, at)
@@ -354,19 +376,33 @@ def readJournal(data: bytes, staged: bytes) -> Journalled:
         found.used.update(entry.used)
         if entry.pods is not None:
             found.listening, found.pods = entry.listening, entry.pods
-        if entry.serial is None:
+        if entry.sent is not None:
+            last, sent[last] = entry.sent[0], entry.sent[1]
+        elif entry.serial is None:
             continue
-        if entry.snapshot is None:
+        elif entry.snapshot is None:
             found.vms.pop(entry.serial, None)
+            continue
         else:
-            last = found.vms[entry.serial] = entry
+            last = entry.serial
+            found.vms[last], sent[last] = entry, 0
+        stagedBy.discard(last)
+        if entry.staged:
+            stagedBy.add(last)
     for serial, entry in found.vms.items():
-        # What was staged has been sent, but for what was last and is still in the pipe.
-        if entry.snapshot is not None and entry.staged:
-            waiting = [block for vm in entry.snapshot.vms for block, _ in vm.controlOut.blocks]
-            if entry is last and staged and b"".join(waiting).endswith(staged):
-                continue
-            vms = [attrs.evolve(vm, controlOut=OutletForm()) for vm in entry.snapshot.vms]
-            snapshot = attrs.evolve(entry.snapshot, vms=vms)
-            found.vms[serial] = attrs.evolve(entry, snapshot=snapshot)
+        if entry.snapshot is None or (serial not in stagedBy and not sent[serial]):
+            continue
+        vms = []
+        for vm in entry.snapshot.vms:
+            out = vm.controlOut
+            left = b"".join(block for block, _ in out.blocks)[out.offset + sent[serial] :]
+            if serial in stagedBy:
+                # What was staged has been sent, but for what was last and is still in the pipe.
+                piece, left = left[:MOST_STAGED], left[MOST_STAGED:]
+                if serial == last and staged and piece.endswith(staged):
+                    left = staged + left
+            blocks = [(left, False)] if left else []
+            vms.append(attrs.evolve(vm, controlOut=OutletForm(blocks)))
+        snapshot = attrs.evolve(entry.snapshot, vms=vms)
+        found.vms[serial] = attrs.evolve(entry, snapshot=snapshot)
     return found

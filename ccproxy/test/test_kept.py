@@ -22,17 +22,26 @@ from ccproxy.core.snapshot import (
     seal,
 )
 from ccproxy.core.states import VMState
+from ccproxy.core.vm import VM
 from ccproxy.net.notify import Notifier
-from ccproxy.net.passed import PREFIX, inodeOf, takePassed
+from ccproxy.net.passed import PREFIX, Passed, inodeOf, takePassed
 from ccproxy.net.rights import MOST_HELD, Received, RightsSocket
 from ccproxy.net.store import DescriptorStore
 from ccproxy.net.transport import skipUsed
-from ccproxy.service.journal import EntryForm, Journal, _encoded, readJournal
+from ccproxy.service.handover import _staged
+from ccproxy.service.journal import (
+    MOST_STAGED,
+    STAGING,
+    EntryForm,
+    Journal,
+    _encoded,
+    readJournal,
+)
 from ccproxy.tools.supervise import Store
-from ccproxy.wire.codes import ControlCode, Dialect
+from ccproxy.wire.codes import Command, ControlCode, Dialect
 from ccproxy.wire.payloads import RegisterVM
 
-from .memory import World
+from .memory import MemoryClient, World
 from .sockets import SocketCase
 
 SO_PEEK_OFF = 42
@@ -184,6 +193,78 @@ class JournalTests(SynchronousTestCase):
         for staged in (b"", b"three"):
             found = self.read(*entries, staged=staged)
             self.assertEqual((self.waiting(found, 1), self.waiting(found, 2)), (b"", b""))
+
+    def test_sentInParts(self) -> None:
+        """Of commands that were sent in parts, what was not sent is known."""
+        long = bytes(range(250)) * 400
+        first, rest = long[:MOST_STAGED], long[MOST_STAGED:]
+        second = rest[:MOST_STAGED]
+        entries = [self.entry(1, long, True), EntryForm(sent=(1, len(first)), staged=True)]
+        for count, staged, waiting in [
+            (1, first, long),
+            (1, first[100:], long[100:]),
+            (1, b"", rest),
+            (2, second, rest),
+            (2, second[7:], rest[7:]),
+            (2, b"", rest[MOST_STAGED:]),
+        ]:
+            found = self.read(*entries[:count], staged=staged)
+            self.assertEqual(self.waiting(found, 1), waiting)
+        # The agent had no room for the rest of it, which is about to be taken from the pipe.
+        entries.append(EntryForm(sent=(1, len(first) + 10)))
+        self.assertEqual(self.waiting(self.read(*entries, staged=second[10:]), 1), rest[10:])
+        entries += [self.entry(1, b"next", True), EntryForm(sent=(1, 4))]
+        self.assertEqual(self.waiting(self.read(*entries), 1), b"")
+
+    def test_stagedStays(self) -> None:
+        """What is in the pipe of the journal that counts is there for another process, too."""
+        passed = []
+        for nth in range(3):
+            reading, writing = os.pipe()
+            self.addCleanup(os.close, reading)
+            os.write(writing, b"command %d" % nth)
+            os.close(writing)
+            passed.append(Passed(reading, f"{STAGING}{2 * nth}", 0))
+        for _ in range(2):
+            self.assertEqual(_staged(passed, 4), b"command 1")
+            self.assertEqual(_staged(passed, 5), b"command 2")
+
+    def test_order(self) -> None:
+        """
+        Who could not be told again is told nothing before it is written down: neither a runtime nor
+        who becomes a shim. Then it is written down that the shim has been told.
+        """
+        world = World()
+        told: list[bool] = []
+        watched: list[MemoryClient] = []
+
+        def changed(vms: set[VM]) -> None:
+            told.append(bool(watched[0].connection.written))
+            for vm in vms:
+                vm.sendNow()
+
+        world.registry.whenChanged = changed
+        watched[:] = [world.client()]
+        _, runtime, (token,) = world.register(streams=1, client=watched[0])
+        self.assertEqual((told[-1], any(told)), (False, False))
+        runtime.call(Command.ATTACH_VM, {"containerId": "vm", "numIOStreams": 1})
+        self.assertFalse(any(told))
+        told.clear()
+        watched[:] = [world.client()]
+        watched[0].call(Command.CONNECT_SHIM, {"token": token})
+        self.assertEqual(told, [False, True])
+
+    def test_closed(self) -> None:
+        """A VM is written down once more when its last channel has closed."""
+        world = World()
+        agent, runtime, _ = world.register()
+        runtime.call(Command.UNREGISTER_VM, {"containerId": "vm"})
+        seen: list[bool] = []
+        world.registry.whenChanged = lambda vms: seen.extend(vm.io is None for vm in vms)
+        agent.control.end()
+        self.assertEqual(seen, [False])
+        agent.io.end()
+        self.assertEqual(seen, [False, True])
 
     def test_rests(self) -> None:
         """What was taken from a socket and not used is known until it is used."""

@@ -373,6 +373,32 @@ class CrashTests(RestartCase):
         self.assertEqual([shim for shim in load.shims if shim.closed], [])
         self.assertEqual([agent for agent in load.agents.agents if agent.closed], [])
 
+    def test_longCommand(self) -> None:
+        """
+        A command that is sent in many steps is sent once, whether the daemon dies before the agent
+        has read it or while the agent carries it out.
+        """
+        vm, long = self.vm(self.daemon), "x" * 400_000
+        vm.agent.answers[ControlCode.PING] = None
+        for nth, early in enumerate((True, False)):
+            vm.agent.control.paused = early
+            vm.agent._wake()
+            vm.attach().command(Command.HYPER, hyperPayload("ping", long))
+            if early:
+                eventually(lambda: vm.agent.control.waiting() > 100_000, "a part of the command")
+            else:
+                vm.agent.command(ControlCode.PING, nth)
+            self.kill()
+            eventually(lambda: self.count("recovered") > nth, "a restart", 20)  # noqa: B023
+            vm.agent.control.paused = False
+            vm.agent._wake()
+            self.assertEqual(vm.agent.data(ControlCode.PING, nth), long)
+            vm.agent.sendControl(ControlCode.ACK)
+        vm.agent.answers.clear()
+        vm.attach().hyper("ping", "next")
+        bodies = [len(each.body) for each in vm.agent.commands(ControlCode.PING)]
+        self.assertEqual(bodies, [len(long) + 2] * 2 + [6])
+
     def report(self, load: Load) -> None:
         """Say what was lost."""
         processes = load.processes()
