@@ -32,6 +32,7 @@ from ..service.logging import DaemonLog
 from ..service.lograte import MOST_KINDS, PERIOD, RateLimit
 from ..service.logsinks import JournalWriter, Sink, SocketWriter, SyslogWriter, sinksOf
 from ..service.settings import Settings
+from ..testing.daemon import eventually
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -238,6 +239,8 @@ class SinksTests(SocketCase):
         text = "x" * 5000
         for nth in range(2000):
             logger.info("{nth} {text}", nth=nth, text=text)
+            if nth % 100 == 99:  # less than what may wait for a sink
+                eventually(lambda: len(self.lines) == nth + 1, "all is on stderr")  # noqa: B023
         log.flush(0.2)
         self.assertGreater(log.lost, 100)
         self.assertEqual(len(self.lines), 2000)
