@@ -7,10 +7,10 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,11 +19,9 @@ from typing import IO
 import pexpect
 from twisted.trial.unittest import SynchronousTestCase
 
-DEADLINE = 30.0
+from ccproxy.testing.daemon import environment, script
 
-
-def _ccproxyctl() -> str:
-    return os.path.join(os.path.dirname(sys.executable), "ccproxyctl")
+DEADLINE = 60.0
 
 
 def _mentioning(*texts: str) -> list[int]:
@@ -48,7 +46,7 @@ class DemoTestCase(SynchronousTestCase):
         self.addCleanup(shutil.rmtree, self.folder)
         # What the demo makes is in a folder of its own, and what it starts has a name of its own.
         self.sleep = f"sleep 600.{os.getpid()}{random.randrange(10**9)}"
-        self.environment = {**os.environ, "TMPDIR": str(self.folder)}
+        self.environment = environment(TMPDIR=str(self.folder))
 
     def assertNothingLeft(self) -> None:
         deadline = time.monotonic() + DEADLINE
@@ -64,7 +62,7 @@ class PipeTests(DemoTestCase):
     def _start(
         self, *command: str, stdin: int | IO[bytes] = subprocess.DEVNULL
     ) -> subprocess.Popen[bytes]:
-        return self._spawn(_ccproxyctl(), "demo", "--", *command, stdin=stdin)
+        return self._spawn(*script("ccproxyctl"), "demo", "--", *command, stdin=stdin)
 
     def _spawn(
         self, *command: str, stdin: int | IO[bytes] = subprocess.DEVNULL
@@ -104,7 +102,7 @@ class PipeTests(DemoTestCase):
 
     def test_noLog(self) -> None:
         """A log that cannot be written ends it with a word, and nothing is left."""
-        process = self._spawn(_ccproxyctl(), "demo", "--log", "/nowhere/log", "--", "true")
+        process = self._spawn(*script("ccproxyctl"), "demo", "--log", "/nowhere/log", "--", "true")
         output, errors = process.communicate(timeout=DEADLINE)
         self.assertEqual((process.returncode, output), (1, b""), errors)
         self.assertIn(b"No such file or directory: '/nowhere/log'", errors)
@@ -135,7 +133,8 @@ class PipeTests(DemoTestCase):
 
     def test_starterKilled(self) -> None:
         """When who started it is killed, all ends too."""
-        shell = f"'{_ccproxyctl()}' demo -- sh -c 'echo running; exec {self.sleep}'; true"
+        demo = shlex.join([*script("ccproxyctl"), "demo"])
+        shell = f"{demo} -- sh -c 'echo running; exec {self.sleep}'; true"
         process = self._spawn("sh", "-c", shell)
         self._started(process)
         process.kill()
@@ -157,9 +156,10 @@ class TerminalTests(DemoTestCase):
 
     def setUp(self) -> None:
         super().setUp()
+        command, *words = [*script("ccproxyctl"), "demo"]
         self.shell = pexpect.spawn(
-            _ccproxyctl(),
-            ["demo"],
+            command,
+            words,
             env=self.environment,
             dimensions=(31, 97),
             timeout=DEADLINE,
