@@ -4,6 +4,7 @@ Tests for L{ccproxy.agent.machine}.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +27,8 @@ class MachineTests(TestCase):
     """The machine by itself."""
 
     def setUp(self) -> None:
+        # What other tests have left must not close its descriptors while these are counted.
+        gc.collect()
         self.machine = Machine(reactor)
         self.addCleanup(self.stop)
 
