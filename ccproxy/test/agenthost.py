@@ -30,7 +30,7 @@ from ccproxy.wire.messages import (
 reactor: Any = _reactor
 CC = Dialect.CC
 Code = ControlCode
-TIMEOUT = 20.0
+TIMEOUT = 40.0
 
 
 class Host(Protocol):
@@ -80,7 +80,7 @@ class Host(Protocol):
 class AgentTestCase(TestCase):
     """Runs an embedded agent and is its host."""
 
-    timeout = 60
+    timeout = 120
     control: Host
     io: Host
 

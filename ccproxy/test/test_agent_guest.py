@@ -83,7 +83,7 @@ class PortTests(SynchronousTestCase):
 
     def until(self, probe: Callable[[], object]) -> None:
         """Run the reactor until something is true."""
-        deadline = self.reactor.seconds() + 10
+        deadline = self.reactor.seconds() + 60
         while not probe():
             self.assertLess(self.reactor.seconds(), deadline)
             self.reactor.iterate(0.02)

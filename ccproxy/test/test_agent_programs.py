@@ -44,15 +44,13 @@ class ProcessTests(AgentTestCase):
             await self.stop()
 
     async def test_bulk(self) -> None:
-        """Megabytes go through a process and back unchanged, quickly."""
+        """Megabytes go through a process and back unchanged."""
         await self.boot()
         await self.run_("exec cat")
         data = os.urandom(1 << 16) * 128
-        begun = reactor.seconds()
         self.stdin(*[data[at : at + 4084] for at in range(0, len(data), 4084)], b"")
         await self.ended()
         self.assertEqual(sha256(self.io.read(3)[:-1]).digest(), sha256(data).digest())
-        self.assertLess(reactor.seconds() - begun, 10)
         self.assertLessEqual(max(len(body) for _, body in self.io.got), 1024)
 
     async def test_hyperstart1(self) -> None:

@@ -22,7 +22,7 @@ from ..tools import completion
 from ..tools.commandline import wordsOf
 from ..tools.shells import SHELLS
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 #: What somebody might call a VM who wants a shell to do something.
 NAMES = ("demo", "dim $(touch pwned)", "dim`touch pwned`;x", "-dash")
 

@@ -20,7 +20,7 @@ from .adminserver import AdminServer, answering
 from .test_ctl_asking import SHOWN_EVIL, AskingTestCase
 from .test_ctl_text import EVIL, vm
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 ENTER, LEAVE = "\x1b[?1049h", "\x1b[?25h\x1b[?1049l"
 
 

@@ -255,7 +255,7 @@ class ReactorTests(SynchronousTestCase):
             sending.writable()
 
         reactor.callWhenRunning(start)
-        late = reactor.callLater(20, reactor.stop)
+        late = reactor.callLater(60, reactor.stop)
         reactor.run(installSignalHandlers=False)
         self.assertTrue(late.active())
         late.cancel()

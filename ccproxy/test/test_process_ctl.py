@@ -15,7 +15,7 @@ from ..testing.daemon import Daemon, environment, eventually, script
 from .adminhttp import Admin
 from .processes import DaemonTestCase
 
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 
 
 class CtlTests(DaemonTestCase):

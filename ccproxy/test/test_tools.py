@@ -33,7 +33,7 @@ from ..wire.frames import (
     encodeStream,
 )
 
-TIMEOUT = 15.0
+TIMEOUT = 60.0
 
 
 class Peer:

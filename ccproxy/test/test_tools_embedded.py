@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ..testing.daemon import Daemon, environment, eventually, script
 
-TIMEOUT = 30
+TIMEOUT = 60
 
 
 class CCTests(SynchronousTestCase):
