@@ -14,6 +14,9 @@ from twisted.logger import Logger
 from .notify import Notifier
 from .passed import PREFIX
 
+#: Bytes of all names: the next process gets them in one variable of its environment, and would not
+#: start at all if that were longer than 128 KiB.
+MOST_NAMES = 120 << 10
 #: Seconds between two tries to tell the manager what it has not taken.
 _INTERVAL = 0.002
 
@@ -51,6 +54,19 @@ class DescriptorStore:
         @param name: how they are called; more can be added under the same name.
         @return: whether they are on their way to the manager, and it has room for them.
         """
+        named = sum((len(PREFIX + each) + 1) * count for each, count in self.kept.items())
+        named += (len(PREFIX + name) + 1) * len(descriptors)
+        if named > MOST_NAMES:
+            if not self._full:
+                self._full = True
+                self._log.error(
+                    "no more than {size} descriptors can be passed to another process, and {wanted}"
+                    " are wanted: what is not kept ends with this process; use more daemons",
+                    event="store-full",
+                    size=self.size,
+                    wanted=self.size + len(descriptors),
+                )
+            return False
         if self.capacity is not None and self.size + len(descriptors) > self.capacity:
             if not self._full:
                 self._full = True

@@ -112,7 +112,13 @@ class Restart:
         if isinstance(stopping, Deferred):
             await stopping
         listener, handover = self._proxy.listeningService.listener, self._handover
-        if handover is not None and handover.handOver(listener):
+        done = False
+        try:
+            done = handover is not None and handover.handOver(listener)
+        except Exception:
+            # Even so: who asked for an end shall not have to kill this process.
+            self.log.failure("cannot hand over", event="handover-failed")
+        if done:
             self._end()
         self._underWay = False
         if not insist:

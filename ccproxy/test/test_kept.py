@@ -12,6 +12,7 @@ from array import array
 from types import SimpleNamespace
 from typing import Any
 
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.core.snapshot import (
@@ -26,7 +27,7 @@ from ccproxy.core.vm import VM
 from ccproxy.net.notify import Notifier
 from ccproxy.net.passed import PREFIX, Passed, inodeOf, takePassed
 from ccproxy.net.rights import MOST_HELD, Received, RightsSocket
-from ccproxy.net.store import DescriptorStore
+from ccproxy.net.store import MOST_NAMES, DescriptorStore
 from ccproxy.net.transport import skipUsed
 from ccproxy.service.handover import _staged
 from ccproxy.service.journal import (
@@ -37,6 +38,7 @@ from ccproxy.service.journal import (
     _encoded,
     readJournal,
 )
+from ccproxy.service.restart import Restart
 from ccproxy.tools.supervise import Store
 from ccproxy.wire.codes import Command, ControlCode, Dialect
 from ccproxy.wire.payloads import RegisterVM
@@ -296,6 +298,27 @@ class JournalTests(SynchronousTestCase):
         self.assertRaises(BadSnapshot, readJournal, b"x" * 100, b"")
 
 
+class RestartTests(SynchronousTestCase):
+    """Handing over when that goes wrong."""
+
+    def test_failure(self) -> None:
+        """A handover that fails in a way nobody thought of is no end of all restarts and stops."""
+        stops: list[int] = []
+        proxy: Any = SimpleNamespace(
+            systemd=SimpleNamespace(notifier=SimpleNamespace(present=True)),
+            listeningService=SimpleNamespace(listener=None),
+            embedded=SimpleNamespace(stopService=lambda: None, startService=lambda: None),
+        )
+        settings: Any = SimpleNamespace(keepDescriptors=True)
+        reactor = SimpleNamespace(stop=lambda: stops.append(1))
+        restart = Restart(proxy, settings, reactor, {}, lambda: settings)
+        restart._handover = SimpleNamespace()  # type: ignore[assignment]
+        for insist in (False, True):
+            self.assertTrue(restart.begin(insist))
+            self.assertEqual(len(self.flushLoggedErrors(AttributeError)), 1)
+        self.assertEqual(stops, [1])
+
+
 class StoreTests(SynchronousTestCase):
     """What a supervisor keeps."""
 
@@ -304,6 +327,17 @@ class StoreTests(SynchronousTestCase):
         reading, writing = os.pipe()
         os.close(writing)
         return reading
+
+    def test_names(self) -> None:
+        """No more is kept than can be passed: the names have to go into one variable."""
+        store = DescriptorStore(Notifier({}, Clock()), {})
+        store.notifier = SimpleNamespace(store=lambda *_: True)  # type: ignore[assignment]
+        most = MOST_NAMES // len("ccproxy/connection-12345678:")
+        for nth in range(most):
+            store.passed(f"connection-{nth:08}")
+        self.assertFalse(store.keep("connection-99999999", [0]))
+        store.kept.popitem()
+        self.assertTrue(store.keep("connection-99999999", [0]))
 
     def test_same(self) -> None:
         """The same thing is kept once, and those that do not fit are counted."""

@@ -266,6 +266,19 @@ class SupervisorTests(DaemonTestCase):
         self.assertNotEqual(daemon.wait(), 0)
         self.assertIn("the daemon could not start", daemon.log())
 
+    def test_hangs(self) -> None:
+        """A daemon that does not end when it is told to is killed."""
+        body = "import signal, time; signal.signal(2, signal.SIG_IGN); print('up'); time.sleep(60)"
+        program = (
+            "import sys; from ccproxy.tools import supervise; supervise.STOP_TIMEOUT = 1.0;"
+            f" sys.exit(supervise.main(['--', sys.executable, '-uc', {body!r}]))"
+        )
+        daemon = self.cleared(Daemon(command=[sys.executable, "-c", program]))
+        daemon.spawn()
+        daemon.waitLog("up")
+        self.assertEqual(daemon.stop(), 128 + signal.SIGKILL)
+        self.assertIn("killing it", daemon.log())
+
     def test_noProgram(self) -> None:
         """Nor one that is not there."""
         daemon = self.cleared(

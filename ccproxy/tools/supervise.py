@@ -35,6 +35,8 @@ DELAYS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 #: Seconds after which a daemon that serves counts as one that works: the next one is started at
 #: once.
 STEADY = 1.0
+#: Seconds that the daemon may take to end in order; then it is killed.
+STOP_TIMEOUT = 20.0
 #: How many descriptors are kept by default.
 CAPACITY = 16384
 
@@ -113,6 +115,7 @@ class Supervisor:
         self._failures = 0
         self._ready = self._everReady = False
         self._ending = False
+        self._killAt: float | None = None
         self._runtime = os.environ.get("XDG_RUNTIME_DIR") or None
 
     def run(self) -> int:
@@ -146,8 +149,8 @@ class Supervisor:
             if startAt is not None and time.monotonic() >= startAt:
                 startAt = None
                 self._start()
-            timeout = None if startAt is None else 1000 * max(0.0, startAt - time.monotonic())
-            poll.poll(timeout)
+            due = startAt if startAt is not None else self._killAt
+            poll.poll(None if due is None else 1000 * max(0.0, due - time.monotonic()))
             self._listen()
             with suppress(BlockingIOError):
                 for byte in os.read(reading, 4096):
@@ -156,6 +159,10 @@ class Supervisor:
                 if self._ending:
                     return 0
                 continue
+            if self._killAt is not None and time.monotonic() >= self._killAt:
+                _say(f"the daemon has not ended in {STOP_TIMEOUT:g} s: killing it")
+                self._killAt = None
+                self._kill(signal.SIGKILL)
             pid, result = os.waitpid(self._pid, os.WNOHANG)
             if pid:
                 self._listen()  # what it has said last
@@ -235,7 +242,8 @@ class Supervisor:
             # One that is only starting ends when it serves, or when we are told so once more.
             if self._ready or self._ending:
                 self._kill(signal.SIGINT)
-            self._ending = True
+            if not self._ending:
+                self._ending, self._killAt = True, time.monotonic() + STOP_TIMEOUT
         elif number == signal.SIGUSR2:
             self._kill(signal.SIGTERM)
         elif number in _FORWARDED:
