@@ -2,3 +2,4 @@ A planned restart (``systemctl restart``, ``ccproxyctl restart``, SIGTERM under 
 A daemon that dies costs no container its life: VMs, sessions, tokens and the shims' connections go on with the next one, no stream is out of step, and what was lost of a session is said.
 ``cc-proxy -uri`` can let the daemon of the host serve its pod (``join``, ``CC_PROXY_JOIN=1``), which takes no process of its own then, and survives restarts.
 What crashes have cost is also in the metrics, in all and for each session, and in ``ccproxyctl sessions``. A restart that is asked for is refused where the next daemon could not start with its configuration.
+What a guest's console has said last is still there after a planned restart, for 2000 VMs the last 4 KiB of each.

@@ -141,9 +141,6 @@ class Resumed:
             vm.commands._arm()
             vm.stdin.pump()
         for client in clients:
-            if client._paused:
-                client._connection.pauseReading()
-        for client in clients:
             client.flush()
             client.wake()
         for vm in vms:
@@ -349,6 +346,8 @@ class _Reader:
         if form.io is not None:
             vm.io = self._connections.get(form.io, NoConnection())
             self._connect(form.io, IOSink(vm))
+        if form.control is form.io is None and vm.state is not VMState.CONNECTING:
+            vm.console.close()
         for name, (left, text) in form.waits.items():
             if name in _VM_WAITS:
                 vm._later(left, getattr(vm, name), *([VMGone(text)] if text else ()))

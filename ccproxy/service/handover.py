@@ -20,6 +20,7 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger, LogLevel
 
 from .. import __version__
+from ..core.console import ConsoleForm, resumeConsoles, writeConsoles
 from ..core.registry import Registry
 from ..core.resuming import Resumed, resume
 from ..core.snapshot import BadSnapshot, Key, Snapshot, seal, unseal
@@ -56,6 +57,7 @@ class HandoverForm:
     @ivar snapshots: what the core knows: all at once, or VM by VM.
     @ivar rests: what was taken from sockets and not used.
     @ivar channels: what the connector knows of the VMs.
+    @ivar consoles: what their consoles have said last.
     @ivar listening: the client socket.
     @ivar pods: the sockets of pods that have joined.
     @ivar used: after a crash, what was used of the input of connections: see
@@ -69,6 +71,7 @@ class HandoverForm:
     listening: Optional[ListeningForm] = None
     pods: list[ListeningForm] = attrs.field(factory=list)
     used: dict[Key, tuple[int, int]] = attrs.field(factory=dict)
+    consoles: dict[int, ConsoleForm] = attrs.field(factory=dict)
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -214,6 +217,7 @@ class Handover:
         if form is not None:
             connections = self._connect(form, protocols)
             resumed = resume(self._registry, form.snapshots, connections)
+            resumeConsoles(self._registry.vms.values(), form.consoles)
             self._connector.adopt(form.channels, self._sockets)
             for pod in form.pods:
                 made = self._sockets.get(pod.key)
@@ -299,6 +303,7 @@ class Handover:
             rests={key: each.rest for key, each in transports.items() if each.rest},
             channels=self._connector.written(),
             pods=self._pods.forms(),
+            consoles=writeConsoles(self._registry.vms.values()),
         )
         descriptors = [
             each.fileno()

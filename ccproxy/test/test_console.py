@@ -4,15 +4,19 @@ Tests for L{ccproxy.core.console} and L{ccproxy.net.console}.
 
 from __future__ import annotations
 
+import attrs
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from ..core.console import ConsoleRing
+from ..core import console
+from ..core.console import ConsoleForm, ConsoleRing, resumeConsoles, writeConsoles
 from ..net.buffered import IBufferedProtocol
 from ..net.console import LONGEST_LINE, MOST_LINES, Console
 from ..net.ordinary import attach
+from ..service.handover import HandoverForm
 from .memory import World
 from .sockets import SocketCase
 
@@ -44,6 +48,73 @@ class RingTests(SynchronousTestCase):
         self.assertEqual(
             told, [("a", b"one", False), ("a", b"etwo", False), ("b", b"", False), ("b", b"", True)]
         )
+
+
+class RestartTests(SynchronousTestCase):
+    """What consoles have said, over a planned restart."""
+
+    def world(self, *said: bytes) -> World:
+        """A world with VMs whose consoles have said this."""
+        world = World(consoleBuffer=4096)
+        for nth, words in enumerate(said):
+            agent, _, _ = world.register(f"vm{nth}")
+            agent.vm.console.add(memoryview(words))
+        return world
+
+    def restarted(self, world: World) -> dict[str, ConsoleRing]:
+        """The consoles as the next process has them."""
+        form = HandoverForm("me", consoles=writeConsoles(world.registry.vms.values()))
+        form = msgspec.msgpack.decode(msgspec.msgpack.encode(form), type=HandoverForm)
+        world.restart()
+        resumeConsoles(world.registry.vms.values(), form.consoles)
+        return {name: vm.console for name, vm in world.registry.vms.items()}
+
+    def test_stay(self) -> None:
+        """Each goes on where it was: with its last words, at their position."""
+        long = b"0123456789" * 1000
+        consoles = self.restarted(self.world(b"panic", b"", long))
+        said = [(ring.start, ring.end, ring.since(0)) for ring in consoles.values()]
+        self.assertEqual(said, [(0, 5, b"panic"), (0, 0, b""), (5904, 10000, long[-4096:])])
+        consoles["vm0"].add(memoryview(b" on"))
+        self.assertEqual((consoles["vm0"].since(3), consoles["vm0"].end), (b"ic on", 8))
+
+    def test_bounded(self) -> None:
+        """Where it is too much together, the last of each is kept; who is silent has no share."""
+        self.patch(console, "MOST_WRITTEN", 3000)
+        consoles = self.restarted(self.world(b"a" * 4000, b"b" * 10, b"", b"c" * 1500 + b"end"))
+        sizes = {name: ring.end - ring.start for name, ring in consoles.items()}
+        self.assertEqual(sizes, {"vm0": 1000, "vm1": 10, "vm2": 0, "vm3": 1000})
+        self.assertTrue(consoles["vm3"].since(0).endswith(b"cend"))
+
+    def test_smaller(self) -> None:
+        """A next process that keeps less takes less up."""
+        ring = ConsoleRing(4)
+        ring.goOn(10, b"456789")
+        self.assertEqual((ring.start, ring.end, ring.since(0)), (6, 10, b"6789"))
+
+    def test_closed(self) -> None:
+        """The console of a VM that was lost before is at its end, so nobody follows it."""
+        world = self.world(b"panic", b"fine")
+        world.registry.vms["vm0"].channelEnded(True, "was closed")
+        world.clock.advance(60.0)
+        consoles = self.restarted(world)
+        self.assertEqual([ring.closed for ring in consoles.values()], [True, False])
+        self.assertEqual(consoles["vm0"].since(0), b"panic")
+
+    def test_versions(self) -> None:
+        """A state without consoles is read; who does not know them reads one that has them."""
+
+        @attrs.frozen
+        class Before:
+            """What an earlier version knows."""
+
+            writer: str
+
+        form = HandoverForm("me", consoles={1: ConsoleForm(5, b"panic")})
+        encoded = msgspec.msgpack.encode(form)
+        self.assertEqual(msgspec.msgpack.decode(encoded, type=Before), Before("me"))
+        encoded = msgspec.msgpack.encode(Before("you"))
+        self.assertEqual(msgspec.msgpack.decode(encoded, type=HandoverForm), HandoverForm("you"))
 
 
 class ConsoleTests(SocketCase):

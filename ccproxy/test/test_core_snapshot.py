@@ -238,6 +238,23 @@ class ResumeTests(SynchronousTestCase):
             broken = attrs.evolve(before, **nothing)
             self.assertRaises(BadSnapshot, resume, world.registry, [broken], connections)
 
+    def test_blocked(self) -> None:
+        """A channel that waits for a full session is not read, and waits no longer than before."""
+        world = World(sessionBuffer=4096, absentTimeout=10.0)
+        agent, runtime, tokens = world.register(streams=1)
+        world.process(agent, runtime, tokens[0]).connection.end()
+        for _ in range(50):
+            agent.output(3, b"x" * 100)
+        for _ in range(3):
+            self.assertTrue(agent.io.paused)
+            world.clock.advance(3.0)
+            world.restart()
+            agent.io.pump()
+        session = world.registry.tokens[tokens[0]]
+        self.assertEqual(session.output.dropped, 0)
+        world.clock.advance(1.1)
+        self.assertTrue(session.output.dropping)
+
     def test_noConnection(self) -> None:
         """It takes nothing and its peer is gone."""
         gone = NoConnection()

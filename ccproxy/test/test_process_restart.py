@@ -21,6 +21,7 @@ from ccproxy.wire.codes import Command, ControlCode, FrameType, Stream
 from ccproxy.wire.frames import encodeFrame
 from ccproxy.wire.messages import encodeControl, encodeIO
 
+from .adminhttp import Admin
 from .processes import DaemonTestCase
 from .restartload import SIGUSR1, Load
 
@@ -35,7 +36,7 @@ def supervised(*options: str) -> Daemon:
     """A daemon with a supervisor: its process is the supervisor's."""
     twistd = [*script("twistd"), "-n", "--pidfile=", "ccproxy", "--socket-path", "{socket}"]
     begin = [*script("ccproxyctl"), "supervise", "--", *twistd]
-    return Daemon("--no-admin", *options, command=begin)
+    return Daemon(*options, command=begin)
 
 
 class RestartCase(DaemonTestCase):
@@ -222,7 +223,9 @@ class SmallRestartTests(RestartCase):
         vm.usable()
 
     def test_console(self) -> None:
-        """The connection to a console stays."""
+        """The connection to a console stays, and what it has said; a crash forgets that."""
+        admin = Admin(f"{self.daemon.path}.admin")
+        url = "/v1/vms/1/console"
         path = os.path.join(self.daemon.directory, "console")
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path)
@@ -232,9 +235,20 @@ class SmallRestartTests(RestartCase):
             self.client(self.daemon).registerVM("vm", agent, console=path)
             console = listener.accept()[0]
             with console:
+                console.sendall(b"booting\n")
+                eventually(lambda: admin.ask("GET", url).body, "the console's words")
                 self.restartNow()
+                self.assertEqual(admin.ask("GET", url).body, b"booting\n")
                 console.settimeout(0.3)
                 self.assertRaises(TimeoutError, console.recv, 1)
+                console.sendall(b"panic\n")
+                eventually(lambda: b"panic" in admin.ask("GET", url).body, "its last words")
+                self.restartNow()
+                self.assertEqual(admin.ask("GET", url).body, b"booting\npanic\n")
+                before = self.count("started")
+                self.kill()
+                eventually(lambda: self.count("started") > before, "a daemon", 20)
+                self.assertEqual(admin.ask("GET", url).body, b"")
 
     def test_socketFile(self) -> None:
         """The socket's file stays while there is no daemon, and goes with the last one."""
