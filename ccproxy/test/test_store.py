@@ -1,0 +1,192 @@
+"""
+What goes to the service manager for the next process: the state's memfd, descriptors and their
+count, and the ends of those that are of no use.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import os
+import socket
+import stat
+import tempfile
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from ccproxy.net.notify import Notifier
+from ccproxy.net.passed import Passed, inodeOf
+from ccproxy.net.store import DescriptorStore
+from ccproxy.service.handover import _memfd
+
+
+class MemfdTests(SynchronousTestCase):
+    """The state is for the next process alone, and as it was written."""
+
+    def setUp(self) -> None:
+        self.file = _memfd(b"state")
+        self.addCleanup(os.close, self.file)
+
+    def refused(self, number: int, call: Any, *arguments: Any) -> None:
+        """It fails with this C{errno}."""
+        error = self.assertRaises(OSError, call, *arguments)
+        self.assertEqual(error.errno, number)
+
+    def test_mode(self) -> None:
+        """Nobody else can open it, by /proc for example."""
+        self.assertEqual(stat.S_IMODE(os.fstat(self.file).st_mode), 0o600)
+
+    def test_sealed(self) -> None:
+        """Nobody who has it can change it, nor keep others from relying on that."""
+        self.refused(errno.EPERM, os.pwrite, self.file, b"S", 0)
+        self.refused(errno.EPERM, os.ftruncate, self.file, 4)
+        self.refused(errno.EPERM, os.ftruncate, self.file, 6)
+        self.refused(errno.EPERM, fcntl.fcntl, self.file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        self.assertEqual(os.pread(self.file, 10, 0), b"state")
+
+    def test_notInherited(self) -> None:
+        """Programs that the daemon starts do not get it."""
+        self.assertFalse(os.get_inheritable(self.file))
+
+
+class StoreTests(SynchronousTestCase):
+    """Tests for L{DescriptorStore}, against a manager's socket."""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.addCleanup(self.manager.close)
+        self.manager.bind(os.path.join(folder.name, "notify"))
+        self.manager.setblocking(False)
+        self.events: list[Any] = []
+        observer: Any = self.events.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+
+    def store(self, **environment: str) -> DescriptorStore:
+        """A store with this manager."""
+        notifier = Notifier({"NOTIFY_SOCKET": self.manager.getsockname()}, Clock())
+        self.addCleanup(notifier.close)
+        return DescriptorStore(notifier, environment)
+
+    def told(self) -> list[tuple[str, int]]:
+        """What the manager was told, and with how many descriptors."""
+        found: list[tuple[str, int]] = []
+        while True:
+            try:
+                data, rights, _, _ = self.manager.recvmsg(4096, socket.CMSG_SPACE(400))
+            except BlockingIOError:
+                return found
+            descriptors = array.array("i", b"".join(content for _, _, content in rights))
+            for descriptor in descriptors:
+                os.close(descriptor)
+            found.append((data.decode(), len(descriptors)))
+
+    def full(self) -> list[dict[str, Any]]:
+        """How often it was said that it is full."""
+        return [event for event in self.events if event.get("event") == "store-full"]
+
+    def test_count(self) -> None:
+        """What is kept is counted by name, with what was passed, and what is discarded is not."""
+        store = self.store()
+        store.passed("a")
+        store.passed("a")
+        self.assertTrue(store.keep("a", [0]))
+        self.assertTrue(store.keep("b", [0, 0]))
+        self.assertEqual((store.kept, store.size), ({"a": 3, "b": 2}, 5))
+        store.discard("a")
+        store.discard("a")
+        store.discard("never")
+        self.assertEqual((store.kept, store.size), ({"b": 2}, 2))
+        self.assertEqual(
+            self.told(),
+            [
+                ("FDSTORE=1\nFDPOLL=0\nFDNAME=ccproxy/a", 1),
+                ("FDSTORE=1\nFDPOLL=0\nFDNAME=ccproxy/b", 2),
+                ("FDSTOREREMOVE=1\nFDNAME=ccproxy/a", 0),
+            ],
+        )
+
+    def test_full(self) -> None:
+        """What does not fit is not sent, and said once until there is room again."""
+        store = self.store(FDSTORE="3")
+        store.passed("old")
+        self.assertTrue(store.keep("a", [0, 0]))
+        self.told()
+        for _ in range(2):
+            self.assertFalse(store.keep("b", [0]))
+        self.assertEqual((store.size, self.told()), (3, []))
+        [event] = self.full()
+        self.assertEqual((event["capacity"], event["wanted"]), (3, 4))
+        store.discard("a")
+        self.assertTrue(store.keep("b", [0]))
+        self.assertFalse(store.keep("c", [0, 0]))
+        self.assertEqual((store.size, len(self.full())), (2, 2))
+
+    def test_notSent(self) -> None:
+        """What could not be sent is not counted."""
+        store = self.store()
+        self.assertFalse(store.keep("a", [12345]))
+        self.assertEqual(store.kept, {})
+
+    def test_capacity(self) -> None:
+        """A manager that does not say how many it keeps is believed to keep all."""
+        for said in ("", "0", "many"):
+            self.assertIs(self.store(FDSTORE=said).capacity, None)
+
+    def test_settle(self) -> None:
+        """It has settled when the manager has read all, and not before."""
+        store = self.store()
+        store.keep("a", [0])
+        before = len(os.listdir("/proc/self/fd"))
+        self.assertFalse(store.settle(0.01))
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+        texts = [text for text, _ in self.told()]
+        self.assertEqual(texts, ["FDSTORE=1\nFDPOLL=0\nFDNAME=ccproxy/a", "BARRIER=1"])
+        # The manager reads it at once, as another process would.
+        barrier = store.notifier.barrier
+        store.notifier.barrier = lambda: (barrier(), self.told())[0]  # type: ignore[method-assign]
+        self.assertTrue(store.settle(30.0))
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+
+    def test_noManager(self) -> None:
+        """Without a manager nothing is kept, and nothing settles."""
+        store = DescriptorStore(Notifier({}, Clock()), {})
+        self.assertFalse(store.keep("a", [0]))
+        self.assertFalse(store.settle(30.0))
+        self.assertEqual(store.kept, {})
+
+
+class PassedTests(SynchronousTestCase):
+    """The end of a passed descriptor while the manager still has the same socket."""
+
+    def closed(self, ofUse: bool) -> socket.socket:
+        """The other end of a socket that was closed here, and is kept elsewhere."""
+        ours, theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        self.addCleanup(theirs.close)
+        theirs.setblocking(False)
+        descriptor = os.dup(ours.fileno())
+        Passed(descriptor, "connections", inodeOf(descriptor)).close(ofUse)
+        self.assertRaises(OSError, os.fstat, descriptor)
+        return theirs
+
+    def test_end(self) -> None:
+        """The peer of one that is of no use learns that this is the end."""
+        self.assertEqual(self.closed(False).recv(1), b"")
+
+    def test_ofUse(self) -> None:
+        """The peer of one that is in use learns nothing."""
+        self.assertRaises(BlockingIOError, self.closed(True).recv, 1)
+
+    def test_noSocket(self) -> None:
+        """What is no socket is just closed."""
+        reading, writing = os.pipe()
+        self.addCleanup(os.close, writing)
+        Passed(reading, "staging-1", inodeOf(reading)).close()
+        self.assertRaises(OSError, os.fstat, reading)
