@@ -498,7 +498,7 @@ class Guest:
         assert self.lineControl.closed and self.lineIO.closed
         if not replaced and not (self.controlEnded and self.ioEnded):
             assert self.lostAt is not None, "closed for no reason"
-            assert self.model.now >= self.lostAt + 2.0, "closed too early"
+            assert self.model.now >= self.lostAt + 1.0, "closed too early"
         self.closed = True
         self._endWaits()
         self._failInFlight()
@@ -537,7 +537,7 @@ class Guest:
                 state = self.messages[0][1].track.state
                 assert self.vm.resync and state in ("exited", "ended"), "output is not read"
         if self.lostAt is not None and not self.closed and not io.paused:
-            since = max(self.lostAt, self.readSince) + 2.0
+            since = max(self.lostAt, self.readSince) + 1.0
             assert self.model.now < since, "the channels are open for too long"
         if self.reading and io.room is None and not io.closed:
             for track in self.tracks.values():
