@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from msgspec import Raw
 
 from ..errors import NotAttached, RegistryError, RequestError, VMGone
-from ..wire.codes import Command, ControlCode, hyperCode
+from ..wire.codes import Command, ControlCode, Dialect, hyperCode
 from ..wire.payloads import (
     AttachVM,
     ConnectShim,
@@ -90,6 +90,8 @@ def hyper(client: Client, slot: Slot, payload: bytes) -> None:
         if problem is not None:
             raise problem
     data = StartData.parse(request.hyperName, request.data)
+    if vm.dialect is Dialect.HYPERSTART0:
+        data.checkHyperstart0()  # no shim need be waited for
     vm.starts.add(StartCommand(request.hyperName, slot, vm, session, data))
 
 

@@ -112,10 +112,12 @@ class HyperstartTests(ProcessTestCase):
         """P19: hyperstart 0.x reads nothing of process behind a key unknown to it."""
         vm = self.vm(1, dialect=Dialect.HYPERSTART0)
         vm.client.hyper("startpod", {})
-        shim = self.shim(vm.tokens[0])
+        vm.client.hyper("newcontainer", {"id": "b", "process": {"args": ["a"]}})
         start = {"id": "c", "process": {"noNewPrivileges": True, "args": ["a"]}}
+        vm.client.hyperRefused("newcontainer", start, vm.tokens)  # P11: no wait for a shim
+        shim = self.shim(vm.tokens[0])
         vm.client.hyperRefused("newcontainer", start, vm.tokens)
-        self.assertEqual(vm.agent.commands(ControlCode.NEWCONTAINER), [])
+        self.assertEqual(len(vm.agent.commands(ControlCode.NEWCONTAINER)), 1)
         start["process"] = {"terminal": False, "args": ["a"], "noNewPrivileges": True}
         vm.client.hyper("newcontainer", start, vm.tokens)
         vm.agent.sendIO(3, b"out")
