@@ -142,6 +142,12 @@ class Client:
         if excess:
             self._wait = registry.later(registry.limits.stopTimeout, self.close)
 
+    @property
+    def fields(self) -> dict[str, object]:
+        """What every log line about its commands says: a shim's are about its process."""
+        subject = self.session or self.vm
+        return {"client": self.name, **(subject.fields if subject is not None else {})}
+
     # -- what comes
 
     def received(self, data: memoryview) -> int:
@@ -198,7 +204,7 @@ class Client:
             self.registering is not None
             or len(self.slots) >= limits.maxUnanswered
             or self.outlet.size - self.outlet.kept >= limits.clientBuffer
-            or (session is not None and session.stdin.room <= 0)
+            or (session is not None and session.stdin.room < 0)
         )
 
     def wake(self) -> None:
@@ -242,8 +248,7 @@ class Client:
                 "{command}",
                 event="command",
                 command=Command(frame.opcode).title,
-                client=self.name,
-                vm=self.vm.containerId if self.vm else None,
+                **self.fields,
             )
         request(self, slot, frame.payload)
         self._changed()
@@ -257,7 +262,7 @@ class Client:
     def _breach(self, error: RemoteProtocolError) -> None:
         """The peer broke the framing: it is told where it can be, and nothing more is read."""
         self.registry.log.warn(
-            "closing: {reason}", event="bad-frame", reason=str(error), client=self.name
+            "closing: {reason}", event="bad-frame", reason=str(error), **self.fields
         )
         if error.opcode is not None:
             slot = Slot(self, error.opcode)
@@ -273,7 +278,7 @@ class Client:
         if what not in self._ignored and len(self._ignored) < 8:
             self._ignored.add(what)
             self.registry.log.warn(
-                "dropped a frame: {reason}", event="ignored", reason=what, client=self.name
+                "dropped a frame: {reason}", event="ignored", reason=what, **self.fields
             )
 
     def _log(self, payload: bytes) -> None:
@@ -296,8 +301,7 @@ class Client:
             event="command-failed",
             command=command,
             reason=str(error),
-            client=self.name,
-            vm=self.vm.containerId if self.vm else None,
+            **self.fields,
         )
 
     # -- what goes

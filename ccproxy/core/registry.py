@@ -188,16 +188,16 @@ class Registry:
 
     def logEntry(self, client: Client, entry: LogEntry) -> None:
         """A client's entry for our log."""
-        vm = client.session.vm if client.session is not None else client.vm
+        fields = client.fields
+        if entry.containerId is not None:
+            fields["container"] = entry.containerId
         self.log.emit(
             LogLevel.levelWithName(entry.level),
             "{text}",
             event="log-entry",
             text=entry.msg,
             source=entry.source,
-            container=entry.containerId,
-            client=client.name,
-            **(vm.fields if vm is not None else {}),
+            **fields,
         )
 
     # -- VMs

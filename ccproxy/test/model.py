@@ -181,7 +181,7 @@ class Peer:
         most = limits.clientBuffer + 4096 + len(self.tail)
         assert self.core.outlet.size - kept <= most, "too much unsent"
         if self.line.paused and not self.deaf:
-            stdin = self.track is not None and self.track.core.stdin.room <= 0
+            stdin = self.track is not None and self.track.core.stdin.room < 0
             unsent = self.core.outlet.size - kept >= limits.clientBuffer
             full = len(self.core.slots) >= limits.maxUnanswered
             assert stdin or unsent or full or self.registering, "paused for no reason"

@@ -212,6 +212,17 @@ class PacingTests(SynchronousTestCase):
         shim.send(Command.SIGNAL, {"signalNumber": 9})
         self.assertEqual(agent.command().number, ControlCode.KILLCONTAINER)
 
+    def test_signalBehindAllOfIt(self) -> None:
+        """P8: a signal is seen behind stdin as long as the session's limit, not behind more."""
+        limit = 1 << 20
+        for sizes, frames in (([limit], 2), ([8192] * (limit // 8192), 2), ([1, limit], 0)):
+            world = World(Dialect.CC)
+            shim = world.shim(world.register(streams=1)[2][0])
+            for size in sizes:
+                shim.stream(Stream.STDIN, bytes(size))
+            shim.send(Command.SIGNAL, {"signalNumber": 9})
+            self.assertEqual(len(shim.frames()), frames)
+
     def test_ofTheDead(self) -> None:
         """Stdin of a process that has ended is dropped, whatever of it waits."""
         for exited in (True, False):
