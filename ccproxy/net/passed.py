@@ -13,7 +13,7 @@ import attrs
 
 #: What the names of our kept descriptors begin with. No unit has such a name, by which systemd
 #: calls the sockets that it makes itself.
-PREFIX = "ccproxy/"
+PREFIX = "/"
 #: The first descriptor that is passed.
 FIRST = 3
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import select
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import MutableMapping, Sequence
 
 from twisted.logger import Logger
@@ -17,8 +18,24 @@ from .passed import PREFIX
 #: Bytes of all names: the next process gets them in one variable of its environment, and would not
 #: start at all if that were longer than 128 KiB.
 MOST_NAMES = 120 << 10
+#: Descriptors for which there is still room when no more sockets are kept: a journal that begins
+#: anew must not be the one that does not fit.
+SPARE = 8
+#: What a name takes that is not short.
+_LONG_NAME = 24
+#: How many short names there are.
+_NUMBERS = 1 << 16
 #: Seconds between two tries to tell the manager what it has not taken.
 _INTERVAL = 0.002
+
+
+def _shortName(number: int) -> str:
+    return urlsafe_b64encode(number.to_bytes(2, "big"))[:3].decode()
+
+
+def _length(name: str) -> int:
+    """What a name takes of the next process's environment."""
+    return len(PREFIX + name + ":")
 
 
 class DescriptorStore:
@@ -28,6 +45,8 @@ class DescriptorStore:
     @ivar notifier: what tells the manager.
     @ivar capacity: how many descriptors it keeps, or L{None} where it does not say.
     @ivar kept: how many it keeps now, by name.
+    @ivar size: how many these are.
+    @ivar sockets: the names of those that have one of their own, by their inodes.
     """
 
     _log = Logger()
@@ -40,59 +59,91 @@ class DescriptorStore:
         capacity = environment.pop("FDSTORE", "")
         self.capacity = int(capacity) if capacity.isdecimal() and int(capacity) else None
         self.kept: dict[str, int] = {}
+        self.sockets: dict[int, str] = {}
+        self.size = 0
+        self._named = 0
+        self._number = 0
         self._full = False
 
-    @property
-    def size(self) -> int:
-        """How many descriptors are kept."""
-        return sum(self.kept.values())
-
-    def keep(self, name: str, descriptors: Sequence[int]) -> bool:
+    def keep(self, name: str, descriptors: Sequence[int], spare: int = 0) -> bool:
         """
         Have descriptors kept.
 
-        @param name: how they are called; more can be added under the same name.
+        @param name: how they are called; more can be added under the same name. Those of single
+            sockets have three characters, and no others.
+        @param spare: for how many others there must still be room.
         @return: whether they are on their way to the manager, and it has room for them.
         """
-        named = sum((len(PREFIX + each) + 1) * count for each, count in self.kept.items())
-        named += (len(PREFIX + name) + 1) * len(descriptors)
-        if named > MOST_NAMES:
+        count = len(descriptors)
+        wanted = self.size + count + spare
+        problem = ""
+        if self._named + count * _length(name) + spare * _LONG_NAME > MOST_NAMES:
+            problem = (
+                "no more than {size} descriptors can be passed to another process, and {wanted} are"
+                " wanted: what is not kept ends with this process; use more daemons"
+            )
+        elif self.capacity is not None and wanted > self.capacity:
+            problem = (
+                "the service manager keeps no more than {capacity} descriptors, and {wanted} are"
+                " wanted: what it does not keep ends with this process; raise"
+                " FileDescriptorStoreMax="
+            )
+        if problem:
             if not self._full:
                 self._full = True
                 self._log.error(
-                    "no more than {size} descriptors can be passed to another process, and {wanted}"
-                    " are wanted: what is not kept ends with this process; use more daemons",
+                    problem,
                     event="store-full",
                     size=self.size,
-                    wanted=self.size + len(descriptors),
-                )
-            return False
-        if self.capacity is not None and self.size + len(descriptors) > self.capacity:
-            if not self._full:
-                self._full = True
-                self._log.error(
-                    "the service manager keeps no more than {capacity} descriptors, and {wanted}"
-                    " are wanted: what it does not keep ends with this process; raise"
-                    " FileDescriptorStoreMax=",
-                    event="store-full",
                     capacity=self.capacity,
-                    wanted=self.size + len(descriptors),
+                    wanted=wanted,
                 )
             return False
         if not self.notifier.store(PREFIX + name, descriptors):
             return False
-        self.kept[name] = self.kept.get(name, 0) + len(descriptors)
+        self._count(name, count)
         return True
 
     def discard(self, name: str) -> None:
         """Have the manager forget what it keeps under a name."""
-        if self.kept.pop(name, 0):
+        count = self.kept.get(name, 0)
+        if count:
+            self._count(name, -count)
             self._full = False
             self.notifier.discard(PREFIX + name)
 
-    def passed(self, name: str) -> None:
-        """A descriptor of that name was passed to this process, and is still kept."""
-        self.kept[name] = self.kept.get(name, 0) + 1
+    def keepSocket(self, inode: int, descriptor: int) -> bool:
+        """
+        Have a socket kept under a name of its own, if it is not already.
+
+        @param inode: what tells it from all others, in every process.
+        @return: see L{keep}.
+        """
+        if inode in self.sockets:
+            return True
+        while (name := _shortName(self._number)) in self.kept:
+            self._number = (self._number + 1) % _NUMBERS
+        if not self.keep(name, [descriptor], SPARE):
+            return False
+        self.sockets[inode] = name
+        return True
+
+    def discardSocket(self, inode: int) -> None:
+        """Have the manager forget a socket that has a name of its own."""
+        self.discard(self.sockets.pop(inode, ""))
+
+    def passed(self, name: str, inode: int) -> None:
+        """A descriptor was passed to this process, and is still kept."""
+        self._count(name, 1)
+        if len(name) == len(_shortName(0)):
+            self.sockets[inode] = name
+
+    def _count(self, name: str, more: int) -> None:
+        self.kept[name] = self.kept.get(name, 0) + more
+        if not self.kept[name]:
+            del self.kept[name]
+        self.size += more
+        self._named += more * _length(name)
 
     def settle(self, timeout: float) -> bool:
         """

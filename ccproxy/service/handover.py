@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import MutableMapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Optional
 
 import attrs
@@ -35,14 +34,15 @@ from ..net.polling import Poller
 from ..net.protocols import AgentChannel
 from ..net.store import DescriptorStore
 from ..net.transport import StreamTransport, skipUsed
-from .journal import CONNECTION, JOURNAL, STAGING, Journal, readJournal
+from .journal import JOURNAL, STAGING, Journal, readJournal
 from .pods import ListeningForm, Pods
 
 if TYPE_CHECKING:
     from socket import socket
 
-#: Under which names the manager keeps what is handed over.
-STATE, CONNECTIONS = "state", "connections"
+#: Under which names the manager keeps what is handed over: the state, and all connections that it
+#: does not have already. There may be thousands of these, whose names share one variable.
+STATE, CONNECTIONS = "state", "-"
 #: Seconds that the manager may take to read all that it is told: it looks for each new descriptor
 #: among all that it has.
 SETTLE_TIMEOUT = 15.0
@@ -118,7 +118,7 @@ class Handover:
         """
         passed = takePassed(environment)
         for each in passed:
-            self.store.passed(each.name)
+            self.store.passed(each.name, each.inode)
         files = [each for each in passed if each.name.startswith((STATE, JOURNAL, STAGING))]
         if files:
             self._form = self._read(files)
@@ -191,7 +191,10 @@ class Handover:
         """
         # It may have died while it began a new one, which is kept as soon as it is whole.
         journal = contents[JOURNAL + str(self._generation)]
-        journalled = readJournal(journal, _staged(files, self._generation))
+        pipes = (each for each in files if each.name.startswith(STAGING))
+        journalled = readJournal(
+            journal, {each.name: _waiting(each.descriptor) for each in pipes}
+        )
         entries = journalled.vms.values()
         return HandoverForm(
             writer=__version__,
@@ -308,14 +311,14 @@ class Handover:
         descriptors = [
             each.fileno()
             for key, each in transports.items()
-            if CONNECTION + str(key) not in self.store.kept
+            if key not in self.store.sockets
         ]
         descriptors += self._connector.consoles()
         descriptors += [each.fileno() for each in self._pods.listeners.values()]
         if listener is not None and listener.made is not None:
             key = inodeOf(listener.fileno())
             form = attrs.evolve(form, listening=ListeningForm(key, listener.path, listener.made))
-            if CONNECTION + str(key) not in self.store.kept:
+            if key not in self.store.sockets:
                 descriptors.append(listener.fileno())
         data = seal(_encoder.encode(form))
         state = _memfd(data)
@@ -389,22 +392,18 @@ def _contents(descriptor: int) -> bytes:
         return file.read()
 
 
-def _staged(files: list[Passed], generation: int) -> bytes:
+def _waiting(descriptor: int) -> bytes:
     """
-    What is in the pipe of a journal: that of the last process which had begun before it. It stays
-    there, since this process may die before it has a journal of its own.
+    What is in a pipe. It stays there, since this process may die before it has a journal of its
+    own.
     """
-    numbers = [int(name) for each in files if (name := each.name.removeprefix(STAGING)).isdecimal()]
-    number = max((number for number in numbers if number < generation), default=-1)
-    staged = b""
-    for each in files:
-        if each.name == STAGING + str(number):
-            os.set_blocking(each.descriptor, False)
-            with suppress(BlockingIOError):
-                found = os.read(each.descriptor, 1 << 16)
-                staged += found
-                if found:
-                    again = os.open(f"/proc/self/fd/{each.descriptor}", os.O_WRONLY | os.O_NONBLOCK)
-                    with open(again, "wb", buffering=0) as pipe:
-                        pipe.write(found)
-    return staged
+    os.set_blocking(descriptor, False)
+    try:
+        found = os.read(descriptor, 1 << 16)
+    except BlockingIOError:
+        return b""
+    if found:
+        again = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK)
+        with open(again, "wb", buffering=0) as pipe:
+            pipe.write(found)
+    return found

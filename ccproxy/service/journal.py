@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from struct import Struct
 from typing import Optional
 
@@ -38,8 +38,6 @@ from .pods import ListeningForm, Pods
 JOURNAL = "journal-"
 #: How that of the pipe does by which commands go to agents.
 STAGING = "staging-"
-#: How that of a connection does; its inode follows.
-CONNECTION = "connection-"
 #: A journal is not written anew before it is so long, in bytes.
 LEAST_REWRITTEN = 4 << 20
 
@@ -62,8 +60,8 @@ class EntryForm:
     @ivar serial: the VM's.
     @ivar snapshot: what is to be known of it, or L{None} once it is gone.
     @ivar channels: what the connector knows of it.
-    @ivar staged: the commands that it has for the agent, or as many of their bytes as the pipe is
-        given at a time, are in the pipe, or were sent since then.
+    @ivar staged: in which pipe the commands are that it has for the agent, or as many of their
+        bytes as a pipe is given at a time, unless they were sent since then.
     @ivar sent: a VM's serial, in an entry that says only that so many bytes of the commands in the
         last one about it were sent, besides whether the next are C{staged}.
     @ivar rests: what was taken from sockets and is not used, of those where it has changed.
@@ -76,7 +74,7 @@ class EntryForm:
     serial: Optional[int] = None
     snapshot: Optional[Snapshot] = None
     channels: Optional[ChannelsForm] = None
-    staged: bool = False
+    staged: str = ""
     sent: Optional[tuple[int, int]] = None
     rests: dict[Key, bytes] = attrs.field(factory=dict)
     used: dict[Key, tuple[int, int]] = attrs.field(factory=dict)
@@ -86,6 +84,19 @@ class EntryForm:
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(EntryForm)
+
+
+@attrs.frozen
+class _Pipe:
+    """
+    By way of which commands go to agents.
+
+    @ivar name: under which the manager keeps it.
+    """
+
+    name: str
+    reading: int
+    writing: int
 
 
 class Journal:
@@ -117,9 +128,8 @@ class Journal:
         self._connections: dict[int, set[Key]] = {}
         self._held: dict[int, int] = {}
         self._rests: dict[Key, bytes] = {}
-        self._pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._pipeName = STAGING + str(generation)
-        store.keep(self._pipeName, [self._pipe[0]])
+        # In turn: an entry speaks of the one, while in the other is what has no entry yet.
+        self._pipes = [self._pipe(f"{STAGING}{generation}-{nth}") for nth in range(2)]
         self._pods: Pods
         self._podForms: list[ListeningForm] = []
 
@@ -130,8 +140,14 @@ class Journal:
         if self._listening is not None:
             keys.add(self._listening.key)
         keys.update(pod.key for pod in self._podForms)
-        files = (JOURNAL + str(self._generation), self._pipeName)
-        return {*files, *(CONNECTION + str(key) for key in keys)}
+        files = {JOURNAL + str(self._generation), *(pipe.name for pipe in self._pipes)}
+        return {*files, *(self._store.sockets[key] for key in keys & self._store.sockets.keys())}
+
+    def _pipe(self, name: str) -> _Pipe:
+        made = _Pipe(name, *os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
+        self._store.discard(name)  # that of a process which died before it had a journal
+        self._store.keep(name, [made.reading])
+        return made
 
     def begin(self, listener: UNIXListener | None, pods: Pods) -> None:
         """
@@ -145,7 +161,7 @@ class Journal:
         if listener is not None and listener.made is not None:
             key = inodeOf(listener.fileno())
             self._listening = ListeningForm(key, listener.path, listener.made)
-            self._keep(key, listener.fileno())
+            self._store.keepSocket(key, listener.fileno())
         self._podsChanged()
         self._registry.whenChanged = self.changed
         self._poller.whenRest = self._restChanged
@@ -181,7 +197,8 @@ class Journal:
                 # Nothing is sent that only a journal knows of which is not kept yet.
                 self._vm(vm, send=False)
         self._live = self._size
-        self._store.keep(JOURNAL + str(self._generation), [self._file])
+        if not self._store.keep(JOURNAL + str(self._generation), [self._file]):
+            raise OSError("the service manager does not take it")
         if old >= 0:
             self._store.discard(name)
             os.close(old)
@@ -192,31 +209,31 @@ class Journal:
         self._podForms = self._pods.forms()
         listeners = self._pods.listeners
         for pod in self._podForms:
-            self._keep(pod.key, listeners[pod.path].fileno())
+            self._store.keepSocket(pod.key, listeners[pod.path].fileno())
         if self._file >= 0:
             self._entry(EntryForm(listening=self._listening, pods=self._podForms))
         for key in before - {pod.key for pod in self._podForms}:
-            self._store.discard(CONNECTION + str(key))
+            self._store.discardSocket(key)
 
     def _send(self, vm: VM, form: EntryForm) -> None:
         """
-        Write an entry, and send the commands that it has for the agent: by way of the pipe, from
+        Write an entry, and send the commands that it has for the agent: by way of a pipe, from
         which they go to the socket in one step that either happens or does not. What finds no room
         there follows when there is.
         """
         done = 0
         while (unsent := vm.unsent) is not None:
             piece = unsent.contents[:MOST_STAGED]
-            form.staged = True
-            data = _encoded(form)
-            # One right behind the other: what is in the pipe is taken for what the last entry has.
-            os.write(self._pipe[1], piece)
-            self._write(data)
+            self._pipes.reverse()
+            pipe = self._pipes[0]
+            os.write(pipe.writing, piece)
+            form.staged = pipe.name
+            self._entry(form)
             sent, control = 0, vm.control
             if isinstance(control, StreamTransport) and not control.broken:
                 with contextlib.suppress(OSError):
                     sent = os.splice(
-                        self._pipe[0], control.fileno(), len(piece), flags=os.SPLICE_F_NONBLOCK
+                        pipe.reading, control.fileno(), len(piece), flags=os.SPLICE_F_NONBLOCK
                     )
             unsent.drop(sent)
             done += sent
@@ -224,7 +241,7 @@ class Journal:
             if sent < len(piece):
                 # First said, then done: nobody knows what was in an empty pipe.
                 self._entry(form)
-                os.read(self._pipe[0], len(piece) - sent)
+                os.read(pipe.reading, len(piece) - sent)
                 if isinstance(control, StreamTransport):
                     control.notifyRoom()
                 return
@@ -294,7 +311,7 @@ class Journal:
                 new = key not in before
                 if new:
                     transport.kept = True
-                    self._keep(key, transport.fileno())
+                    self._store.keepSocket(key, transport.fileno())
                 if new or key in handled:
                     size, rest = transport.used(handled.get(key, 0))
                     self._noteRest(form, key, rest)
@@ -308,12 +325,7 @@ class Journal:
             self._entry(EntryForm(vm.serial))
         for key in before - now.keys():
             self._rests.pop(key, None)
-            self._store.discard(CONNECTION + str(key))
-
-    def _keep(self, key: Key, descriptor: int) -> None:
-        name = CONNECTION + str(key)
-        if name not in self._store.kept:
-            self._store.keep(name, [descriptor])
+            self._store.discardSocket(key)
 
     def _entry(self, form: EntryForm) -> None:
         self._write(_encoded(form))
@@ -347,25 +359,25 @@ class Journalled:
     pods: list[ListeningForm] = attrs.field(factory=list)
 
 
-def readJournal(data: bytes, staged: bytes) -> Journalled:
+def readJournal(data: bytes, staged: Mapping[str, bytes]) -> Journalled:
     """
     Read what a process has written until it died, perhaps in the middle of an entry.
 
-    @param staged: what is in the pipe.
+    @param staged: what is in each pipe.
     @raise BadSnapshot: it is no journal that this version can read.
     """
     unseal(data)
     found = Journalled()
-    # How much of each VM's commands was sent before its last entry, and which of these have staged
-    # more; what is in the pipe is of the last entry of all, if it is of any.
+    # How much of each VM's commands was sent before its last entry, and where that has staged more;
+    # what is in a pipe still is of the last entry of all, if it is of any.
     sent: dict[int, int] = {}
-    stagedBy: set[int] = set()
+    stagedIn: dict[int, str] = {}
     last = None
     at = len(seal(b""))
     while at + _ENTRY.size <= len(data):
         length, checksum = _ENTRY.unpack_from(data, at)
         body = data[at + _ENTRY.size : at + _ENTRY.size + length]
-        if len(body) < length or zlib.crc32(body) != checksum:
+        if not length or zlib.crc32(body) != checksum:
             break
         at += _ENTRY.size + length
         try:
@@ -386,21 +398,20 @@ def readJournal(data: bytes, staged: bytes) -> Journalled:
         else:
             last = entry.serial
             found.vms[last], sent[last] = entry, 0
-        stagedBy.discard(last)
-        if entry.staged:
-            stagedBy.add(last)
+        stagedIn[last] = entry.staged
     for serial, entry in found.vms.items():
-        if entry.snapshot is None or (serial not in stagedBy and not sent[serial]):
+        pipe = stagedIn[serial]
+        if entry.snapshot is None or not (pipe or sent[serial]):
             continue
         vms = []
         for vm in entry.snapshot.vms:
             out = vm.controlOut
             left = b"".join(block for block, _ in out.blocks)[out.offset + sent[serial] :]
-            if serial in stagedBy:
+            if pipe:
                 # What was staged has been sent, but for what was last and is still in the pipe.
-                piece, left = left[:MOST_STAGED], left[MOST_STAGED:]
-                if serial == last and staged and piece.endswith(staged):
-                    left = staged + left
+                left = left[MOST_STAGED:]
+                if serial == last:
+                    left = staged.get(pipe, b"") + left
             blocks = [(left, False)] if left else []
             vms.append(attrs.evolve(vm, controlOut=OutletForm(blocks)))
         snapshot = attrs.evolve(entry.snapshot, vms=vms)

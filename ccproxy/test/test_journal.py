@@ -28,7 +28,7 @@ def entry(serial: int, name: str) -> EntryForm:
 
 def read(data: bytes) -> dict[int, str]:
     """The names of the VMs of a journal, by their serials."""
-    vms = readJournal(data, b"").vms
+    vms = readJournal(data, {}).vms
     return {
         serial: form.snapshot.vms[0].request.containerId
         for serial, form in vms.items()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from array import array
 from types import SimpleNamespace
 from typing import Any
@@ -25,21 +26,22 @@ from ccproxy.core.snapshot import (
 from ccproxy.core.states import VMState
 from ccproxy.core.vm import VM
 from ccproxy.net.notify import Notifier
-from ccproxy.net.passed import PREFIX, Passed, inodeOf, takePassed
+from ccproxy.net.passed import PREFIX, inodeOf, takePassed
+from ccproxy.net.restarting import HANDED_OVER
 from ccproxy.net.rights import MOST_HELD, Received, RightsSocket
 from ccproxy.net.store import MOST_NAMES, DescriptorStore
 from ccproxy.net.transport import skipUsed
-from ccproxy.service.handover import _staged
+from ccproxy.service.handover import _waiting
 from ccproxy.service.journal import (
     MOST_STAGED,
-    STAGING,
     EntryForm,
     Journal,
     _encoded,
     readJournal,
 )
 from ccproxy.service.restart import Restart
-from ccproxy.tools.supervise import Store
+from ccproxy.tools import supervise
+from ccproxy.tools.supervise import MOST_DELAY, STEADY, Store, Supervisor
 from ccproxy.wire.codes import Command, ControlCode, Dialect
 from ccproxy.wire.payloads import RegisterVM
 
@@ -159,14 +161,14 @@ class SkipTests(SocketCase):
 class JournalTests(SynchronousTestCase):
     """Reading a journal."""
 
-    def entry(self, serial: int, waiting: bytes = b"", staged: bool = False) -> EntryForm:
+    def entry(self, serial: int, waiting: bytes = b"", staged: str = "") -> EntryForm:
         """An entry about a VM that has a command for its agent."""
         request = RegisterVM("vm", "/c", "/i")
         out = OutletForm([(waiting, False)] if waiting else [])
         vm = VMForm(request, serial, VMState.REGISTERED, Dialect.CC, controlOut=out)
         return EntryForm(serial, Snapshot(vms=[vm]), staged=staged)
 
-    def read(self, *entries: EntryForm, staged: bytes = b"", cut: int = 0) -> Any:
+    def read(self, *entries: EntryForm, cut: int = 0, **staged: bytes) -> Any:
         """What a journal with these entries says."""
         data = seal(b"") + b"".join(map(_encoded, entries))
         return readJournal(data[: len(data) - cut], staged)
@@ -189,11 +191,12 @@ class JournalTests(SynchronousTestCase):
 
     def test_staged(self) -> None:
         """A command that is still in the pipe is sent, any other that was there has been."""
-        entries = self.entry(1, b"one", True), self.entry(2, b"two", True)
-        found = self.read(*entries, staged=b"two")
-        self.assertEqual((self.waiting(found, 1), self.waiting(found, 2)), (b"", b"two"))
-        for staged in (b"", b"three"):
-            found = self.read(*entries, staged=staged)
+        entries = self.entry(1, b"one", "a"), self.entry(2, b"two", "b")
+        # In the first pipe is the next command, perhaps the same: nothing was written of it yet.
+        for next in (b"", b"one", b"two"):
+            found = self.read(*entries, a=next, b=b"two")
+            self.assertEqual((self.waiting(found, 1), self.waiting(found, 2)), (b"", b"two"))
+            found = self.read(*entries, a=next, b=b"")
             self.assertEqual((self.waiting(found, 1), self.waiting(found, 2)), (b"", b""))
 
     def test_sentInParts(self) -> None:
@@ -201,7 +204,7 @@ class JournalTests(SynchronousTestCase):
         long = bytes(range(250)) * 400
         first, rest = long[:MOST_STAGED], long[MOST_STAGED:]
         second = rest[:MOST_STAGED]
-        entries = [self.entry(1, long, True), EntryForm(sent=(1, len(first)), staged=True)]
+        entries = [self.entry(1, long, "a"), EntryForm(sent=(1, len(first)), staged="b")]
         for count, staged, waiting in [
             (1, first, long),
             (1, first[100:], long[100:]),
@@ -210,26 +213,24 @@ class JournalTests(SynchronousTestCase):
             (2, second[7:], rest[7:]),
             (2, b"", rest[MOST_STAGED:]),
         ]:
-            found = self.read(*entries[:count], staged=staged)
+            found = self.read(*entries[:count], cut=0, **{"ab"[count - 1]: staged})
             self.assertEqual(self.waiting(found, 1), waiting)
         # The agent had no room for the rest of it, which is about to be taken from the pipe.
         entries.append(EntryForm(sent=(1, len(first) + 10)))
-        self.assertEqual(self.waiting(self.read(*entries, staged=second[10:]), 1), rest[10:])
-        entries += [self.entry(1, b"next", True), EntryForm(sent=(1, 4))]
+        self.assertEqual(self.waiting(self.read(*entries, b=second[10:]), 1), rest[10:])
+        entries += [self.entry(1, b"next", "a"), EntryForm(sent=(1, 4))]
         self.assertEqual(self.waiting(self.read(*entries), 1), b"")
 
     def test_stagedStays(self) -> None:
-        """What is in the pipe of the journal that counts is there for another process, too."""
-        passed = []
-        for nth in range(3):
-            reading, writing = os.pipe()
-            self.addCleanup(os.close, reading)
-            os.write(writing, b"command %d" % nth)
-            os.close(writing)
-            passed.append(Passed(reading, f"{STAGING}{2 * nth}", 0))
+        """What is in a pipe is there for another process, too."""
+        reading, writing = os.pipe()
+        self.addCleanup(os.close, reading)
+        os.write(writing, b"command")
+        os.close(writing)
         for _ in range(2):
-            self.assertEqual(_staged(passed, 4), b"command 1")
-            self.assertEqual(_staged(passed, 5), b"command 2")
+            self.assertEqual(_waiting(reading), b"command")
+        os.read(reading, 100)
+        self.assertEqual(_waiting(reading), b"")
 
     def test_order(self) -> None:
         """
@@ -331,12 +332,11 @@ class StoreTests(SynchronousTestCase):
     def test_names(self) -> None:
         """No more is kept than can be passed: the names have to go into one variable."""
         store = DescriptorStore(Notifier({}, Clock()), {})
-        store.notifier = SimpleNamespace(store=lambda *_: True)  # type: ignore[assignment]
-        most = MOST_NAMES // len("ccproxy/connection-12345678:")
-        for nth in range(most):
-            store.passed(f"connection-{nth:08}")
+        store.notifier = SimpleNamespace(store=lambda *_: True, discard=len)  # type: ignore[assignment]
+        for nth in range(MOST_NAMES // len("/connection-12345678:")):
+            store.passed(f"connection-{nth:08}", nth)
         self.assertFalse(store.keep("connection-99999999", [0]))
-        store.kept.popitem()
+        store.discard("connection-00000000")
         self.assertTrue(store.keep("connection-99999999", [0]))
 
     def test_same(self) -> None:
@@ -362,6 +362,26 @@ class StoreTests(SynchronousTestCase):
             store.end()
             theirs.settimeout(5)
             self.assertEqual(theirs.recv(1), b"")
+
+
+class DelayTests(SynchronousTestCase):
+    """When a supervisor starts the next daemon."""
+
+    def test_delays(self) -> None:
+        """Ever later, but soon after one that has served: its agents have no reader meanwhile."""
+        supervisor: Any = Supervisor(["daemon"])
+        said: list[str] = []
+        self.patch(supervise, "_say", said.append)
+        supervisor._started, supervisor._ready = time.monotonic(), True
+        self.assertEqual(supervisor._delay(HANDED_OVER), 0)
+        delays = [supervisor._delay(-9) for _ in range(9)]
+        self.assertEqual((delays[0], delays[-1]), (0, MOST_DELAY))
+        self.assertEqual(delays, sorted(delays))
+        self.assertIn("was killed by signal 9", said[-1])
+        supervisor._ready = False
+        self.assertGreater(supervisor._delay(1), MOST_DELAY)
+        supervisor._started, supervisor._ready = time.monotonic() - STEADY, True
+        self.assertEqual(supervisor._delay(-11), 0)
 
 
 class PassedTests(SynchronousTestCase):

@@ -338,7 +338,7 @@ class RefusedTests(DaemonTestCase):
         ours, theirs = socket.socketpair()
         self.addCleanup(ours.close)
         ours.settimeout(30)
-        names = f"{PREFIX}state:{PREFIX}connections"
+        names = f"{PREFIX}state:{PREFIX}-"
         program = (
             "import fcntl, os, sys;"
             "above = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 100) for fd in sys.argv[1:3]];"

@@ -12,6 +12,7 @@ import os
 import socket
 import stat
 import tempfile
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet.task import Clock
@@ -20,8 +21,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.net.notify import Notifier
 from ccproxy.net.passed import Passed, inodeOf
-from ccproxy.net.store import DescriptorStore
-from ccproxy.service.handover import _memfd
+from ccproxy.net.store import SPARE, DescriptorStore
+from ccproxy.service.handover import CONNECTIONS, _memfd
 
 
 class MemfdTests(SynchronousTestCase):
@@ -94,8 +95,8 @@ class StoreTests(SynchronousTestCase):
     def test_count(self) -> None:
         """What is kept is counted by name, with what was passed, and what is discarded is not."""
         store = self.store()
-        store.passed("a")
-        store.passed("a")
+        store.passed("a", 1)
+        store.passed("a", 2)
         self.assertTrue(store.keep("a", [0]))
         self.assertTrue(store.keep("b", [0, 0]))
         self.assertEqual((store.kept, store.size), ({"a": 3, "b": 2}, 5))
@@ -106,16 +107,16 @@ class StoreTests(SynchronousTestCase):
         self.assertEqual(
             self.told(),
             [
-                ("FDSTORE=1\nFDPOLL=0\nFDNAME=ccproxy/a", 1),
-                ("FDSTORE=1\nFDPOLL=0\nFDNAME=ccproxy/b", 2),
-                ("FDSTOREREMOVE=1\nFDNAME=ccproxy/a", 0),
+                ("FDSTORE=1\nFDPOLL=0\nFDNAME=/a", 1),
+                ("FDSTORE=1\nFDPOLL=0\nFDNAME=/b", 2),
+                ("FDSTOREREMOVE=1\nFDNAME=/a", 0),
             ],
         )
 
     def test_full(self) -> None:
         """What does not fit is not sent, and said once until there is room again."""
         store = self.store(FDSTORE="3")
-        store.passed("old")
+        store.passed("old", 1)
         self.assertTrue(store.keep("a", [0, 0]))
         self.told()
         for _ in range(2):
@@ -127,6 +128,34 @@ class StoreTests(SynchronousTestCase):
         self.assertTrue(store.keep("b", [0]))
         self.assertFalse(store.keep("c", [0, 0]))
         self.assertEqual((store.size, len(self.full())), (2, 2))
+
+    def test_sockets(self) -> None:
+        """Each socket has one short name, whichever process has given it."""
+        store = self.store(FDSTORE=str(SPARE + 4))
+        store.passed("AAE", 101)
+        self.assertTrue(all(store.keepSocket(inode, 0) for inode in (101, 102, 103, 102)))
+        self.assertEqual(sorted(store.sockets), [101, 102, 103])
+        self.assertEqual(set(store.sockets.values()), set(store.kept))
+        self.assertEqual({len(name) for name in store.kept}, {3})
+        first = store.sockets[102]
+        store.discardSocket(102)
+        store.discardSocket(102)
+        self.assertEqual(self.told()[-1], (f"FDSTOREREMOVE=1\nFDNAME=/{first}", 0))
+        self.assertEqual((store.size, len(store.sockets)), (2, 2))
+        # There is room for a journal when there is none for sockets.
+        self.assertTrue(store.keepSocket(104, 0) and store.keepSocket(105, 0))
+        self.assertFalse(store.keepSocket(106, 0))
+        self.assertTrue(store.keep("journal-2", [0]))
+        self.assertEqual(set(store.sockets), {101, 103, 104, 105})
+
+    def test_manySockets(self) -> None:
+        """As many as the daemon serves by default: two thousand VMs, and 16384 clients."""
+        store = DescriptorStore(Notifier({}, Clock()), {})
+        store.notifier = SimpleNamespace(store=lambda *_: True)  # type: ignore[assignment]
+        for inode in range(2 * 2048 + 16384):
+            self.assertTrue(store.keepSocket(inode, 0))
+        self.assertEqual(len({*store.sockets.values()}), store.size)
+        self.assertTrue(store.keep(CONNECTIONS, [0] * 2048))
 
     def test_notSent(self) -> None:
         """What could not be sent is not counted."""
@@ -147,7 +176,7 @@ class StoreTests(SynchronousTestCase):
         self.assertFalse(store.settle(0.01))
         self.assertEqual(len(os.listdir("/proc/self/fd")), before)
         texts = [text for text, _ in self.told()]
-        self.assertEqual(texts, ["FDSTORE=1\nFDPOLL=0\nFDNAME=ccproxy/a", "BARRIER=1"])
+        self.assertEqual(texts, ["FDSTORE=1\nFDPOLL=0\nFDNAME=/a", "BARRIER=1"])
         # The manager reads it at once, as another process would.
         barrier = store.notifier.barrier
         store.notifier.barrier = lambda: (barrier(), self.told())[0]  # type: ignore[method-assign]

@@ -32,13 +32,16 @@ from ..net.restarting import HANDED_OVER, KEEP_VARIABLE
 
 #: Seconds until a daemon that has died is started again: at once the first time, then ever later.
 DELAYS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+#: The most of them after one that has served: agents bear some seconds without a reader.
+MOST_DELAY = 1.0
 #: Seconds after which a daemon that serves counts as one that works: the next one is started at
 #: once.
 STEADY = 1.0
 #: Seconds that the daemon may take to end in order; then it is killed.
 STOP_TIMEOUT = 20.0
-#: How many descriptors are kept by default.
-CAPACITY = 16384
+#: How many descriptors are kept by default: as many as the VMs and clients of a daemon with the
+#: default limits can have together.
+CAPACITY = 24576
 
 _FORWARDED = (signal.SIGHUP, signal.SIGUSR1)
 _ENDING = (signal.SIGTERM, signal.SIGINT)
@@ -188,6 +191,8 @@ class Supervisor:
         if self._ready and time.monotonic() - self._started >= STEADY:
             self._failures = 0
         delay = DELAYS[min(self._failures, len(DELAYS) - 1)]
+        if self._ready:
+            delay = min(delay, MOST_DELAY)
         self._failures += 1
         if status != HANDED_OVER:
             how = f"was killed by signal {-status}" if status < 0 else f"ended with {status}"
