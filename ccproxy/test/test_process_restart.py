@@ -30,6 +30,8 @@ KILLS = int(os.environ.get("CCPROXY_KILLS", "5"))
 RESTARTS = int(os.environ.get("CCPROXY_RESTARTS", "5"))
 #: Processes in its VMs.
 SESSIONS = int(os.environ.get("CCPROXY_RESTART_SESSIONS", "20"))
+#: Seconds until each of them has had an answer, which is the load's own business.
+PATIENCE = 60.0 + SESSIONS
 
 
 def supervised(*options: str) -> Daemon:
@@ -100,7 +102,7 @@ class PlannedRestartTests(RestartCase):
             load.run(lambda: time.monotonic() > began + 0.3)  # noqa: B023
             self.restart()
             self.again(load, nth + 1)
-        load.run(lambda: all(peer.answers > RESTARTS for peer in load.peers))
+        load.run(lambda: all(peer.answers > RESTARTS for peer in load.peers), PATIENCE)
         load.finish()
         self.assertEqual(load.problems(), [])
         processes = load.processes()
@@ -392,7 +394,9 @@ class CrashTests(RestartCase):
             self.kill()
             self.again(load, nth + 1)
         answers = [peer.answers for peer in load.peers]
-        load.run(lambda: all(p.answers > a for p, a in zip(load.peers, answers, strict=True)))
+        load.run(
+            lambda: all(p.answers > a for p, a in zip(load.peers, answers, strict=True)), PATIENCE
+        )
         load.finish()
         self.assertEqual(self.count("recovered"), KILLS)
         self.report(load)
