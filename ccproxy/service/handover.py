@@ -57,6 +57,7 @@ class HandoverForm:
     @ivar snapshots: what the core knows: all at once, or VM by VM.
     @ivar rests: what was taken from sockets and not used.
     @ivar channels: what the connector knows of the VMs.
+    @ivar generation: which journal it goes on from: with a later one, it is out of date.
     @ivar consoles: what their consoles have said last.
     @ivar listening: the client socket.
     @ivar pods: the sockets of pods that have joined.
@@ -71,6 +72,7 @@ class HandoverForm:
     listening: Optional[ListeningForm] = None
     pods: list[ListeningForm] = attrs.field(factory=list)
     used: dict[Key, tuple[int, int]] = attrs.field(factory=dict)
+    generation: int = 0
     consoles: dict[int, ConsoleForm] = attrs.field(factory=dict)
 
 
@@ -105,6 +107,7 @@ class Handover:
         self._form: HandoverForm | None = None
         self._crashed = False
         self._generation = 0
+        self._journal: Journal | None = None
         self._sockets: dict[Key, socket] = {}
 
     # -- taking up
@@ -155,9 +158,9 @@ class Handover:
                 for each in files
                 if not each.name.startswith(STAGING)
             }
-            if STATE in contents:
-                form = _decoder.decode(unseal(contents[STATE]))
-            else:
+            form = _decoder.decode(unseal(contents[STATE])) if STATE in contents else None
+            if form is None or form.generation < self._generation:
+                # There is none, or the process that wrote it, or took it up, has gone on since.
                 self._crashed = True
                 form = self._readJournals(contents, files)
             # Once without effect: what contradicts itself must not be taken up by half.
@@ -228,7 +231,7 @@ class Handover:
                     self._pods.serve(ListeningSocket(made, pod.path, pod.made), pod.served)
             self._sockets.clear()
         if keep:
-            journal = Journal(
+            journal = self._journal = Journal(
                 self._registry, self._connector, self._poller, self.store, self._generation
             )
             journal.begin(listener, self._pods)
@@ -306,6 +309,7 @@ class Handover:
             rests={key: each.rest for key, each in transports.items() if each.rest},
             channels=self._connector.written(),
             pods=self._pods.forms(),
+            generation=0 if self._journal is None else self._journal.generation,
             consoles=writeConsoles(self._registry.vms.values()),
         )
         descriptors = [
@@ -333,6 +337,8 @@ class Handover:
         if not done:
             for name in (STATE, CONNECTIONS):
                 self.store.discard(name)
+            if self._journal is not None:
+                self._journal.renew()
             self._log.error(
                 "cannot hand over: the service manager does not take it all",
                 event="handover-failed",

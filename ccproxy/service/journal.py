@@ -102,6 +102,8 @@ class _Pipe:
 class Journal:
     """
     Writes the journal of one process.
+
+    @ivar generation: the number of the file, which tells it from all before.
     """
 
     _log = Logger()
@@ -115,13 +117,14 @@ class Journal:
         generation: int,
     ) -> None:
         """
-        @param generation: tells it from journals of processes before.
+        @param generation: that of the last journal of the processes before.
         """
         self._registry = registry
         self._connector = connector
         self._poller = poller
         self._store = store
-        self._generation = generation
+        self.generation = generation
+        self._outdated = True
         self._file = -1
         self._size = self._live = 0
         self._listening: ListeningForm | None = None
@@ -140,7 +143,7 @@ class Journal:
         if self._listening is not None:
             keys.add(self._listening.key)
         keys.update(pod.key for pod in self._podForms)
-        files = {JOURNAL + str(self._generation), *(pipe.name for pipe in self._pipes)}
+        files = {JOURNAL + str(self.generation), *(pipe.name for pipe in self._pipes)}
         return {*files, *(self._store.sockets[key] for key in keys & self._store.sockets.keys())}
 
     def _pipe(self, name: str) -> _Pipe:
@@ -182,10 +185,15 @@ class Journal:
                     self._held.pop(vm.serial, None)
         self._registry.later(HELD_INTERVAL, self._noteHeld)
 
+    def renew(self) -> None:
+        """Go on in a new file, by which a state is told that was written and is out of date."""
+        self._outdated = True
+        self.changed(())
+
     def _rewrite(self) -> None:
         """Begin a new file, in which nothing is that is out of date."""
-        old, name = self._file, JOURNAL + str(self._generation)
-        self._generation += 1
+        old, name = self._file, JOURNAL + str(self.generation)
+        self.generation += 1
         self._file = os.memfd_create("ccproxy-journal", os.MFD_CLOEXEC)
         os.fchmod(self._file, 0o600)
         self._size = 0
@@ -197,11 +205,12 @@ class Journal:
                 # Nothing is sent that only a journal knows of which is not kept yet.
                 self._vm(vm, send=False)
         self._live = self._size
-        if not self._store.keep(JOURNAL + str(self._generation), [self._file]):
+        if not self._store.keep(JOURNAL + str(self.generation), [self._file]):
             raise OSError("the service manager does not take it")
         if old >= 0:
             self._store.discard(name)
             os.close(old)
+        self._outdated = False
 
     def _podsChanged(self) -> None:
         """A pod has joined, or has ended."""
@@ -272,7 +281,7 @@ class Journal:
                 vm.sendNow()
             else:
                 self._vm(vm)
-        if self._file < 0 or self._size > max(LEAST_REWRITTEN, 4 * self._live):
+        if self._outdated or self._size > max(LEAST_REWRITTEN, 4 * self._live):
             self._rewrite()
 
     def _restChanged(self, transport: StreamTransport, taken: int) -> None:

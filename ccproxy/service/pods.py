@@ -108,6 +108,8 @@ class Pods(Service):
         @param served: its VM has been registered already.
         """
         path = listening.path
+        if path in self.listeners:
+            self._close(path)  # somebody has made the socket anew
         if served:
             self._registry.urls.add(_url(path))
         factory = ProxyFactory(self._registry, _url(path))

@@ -13,6 +13,7 @@ from array import array
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -26,13 +27,14 @@ from ccproxy.core.snapshot import (
 from ccproxy.core.states import VMState
 from ccproxy.core.vm import VM
 from ccproxy.net.notify import Notifier
-from ccproxy.net.passed import PREFIX, inodeOf, takePassed
+from ccproxy.net.passed import PREFIX, Passed, inodeOf, takePassed
 from ccproxy.net.restarting import HANDED_OVER
 from ccproxy.net.rights import MOST_HELD, Received, RightsSocket
 from ccproxy.net.store import MOST_NAMES, DescriptorStore
 from ccproxy.net.transport import skipUsed
-from ccproxy.service.handover import _waiting
+from ccproxy.service.handover import STATE, Handover, HandoverForm, _waiting
 from ccproxy.service.journal import (
+    JOURNAL,
     MOST_STAGED,
     EntryForm,
     Journal,
@@ -301,6 +303,40 @@ class JournalTests(SynchronousTestCase):
 
 class RestartTests(SynchronousTestCase):
     """Handing over when that goes wrong."""
+
+    def test_outdated(self) -> None:
+        """A state counts only until the process that wrote it, or took it up, has gone on."""
+        world = World()
+        around: Any = SimpleNamespace()
+        form = HandoverForm("0.1.0", [Snapshot()], generation=3)
+        for journals, crashed in (((), False), ((3,), False), ((3, 4), True)):
+            store = DescriptorStore(Notifier({}, world.clock), {})
+            handover = Handover(world.registry, around, around, store, around)
+            contents = {STATE: seal(msgspec.msgpack.encode(form))}
+            contents.update((f"{JOURNAL}{number}", seal(b"")) for number in journals)
+            files = []
+            for name, data in contents.items():
+                files.append(Passed(os.memfd_create(name), name, 0))
+                os.write(files[-1].descriptor, data)
+            self.assertEqual(len(handover._read(files).snapshots), not crashed)  # type: ignore[union-attr]
+            self.assertIs(handover._crashed, crashed)
+
+    def test_renewed(self) -> None:
+        """A handover that has failed leaves a journal by which its state is out of date."""
+        world = World()
+        around: Any = SimpleNamespace(
+            whenRest=None, whenChanged=None, forms=list, listeners={}, written=list, consoles=list
+        )
+        store = DescriptorStore(Notifier({}, world.clock), {})
+        store.notifier = SimpleNamespace(  # type: ignore[assignment]
+            store=lambda *_: True, discard=len, barrier=lambda: None
+        )
+        handover = Handover(world.registry, around, around, store, around)
+        handover.resume(None, keep=True)
+        self.assertIn(f"{JOURNAL}1", store.kept)
+        self.assertFalse(handover.handOver(None))
+        self.assertIn(f"{JOURNAL}2", store.kept)
+        self.assertFalse(store.kept.keys() & {STATE, f"{JOURNAL}1"})
 
     def test_failure(self) -> None:
         """A handover that fails in a way nobody thought of is no end of all restarts and stops."""
