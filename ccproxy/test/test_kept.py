@@ -13,6 +13,7 @@ from array import array
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import msgspec
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -276,6 +277,20 @@ class JournalTests(SynchronousTestCase):
         found = self.read(EntryForm(rests={5: b"half", 6: b"a"}), EntryForm(rests={6: b""}))
         self.assertEqual(found.rests[5], b"half")
         self.assertFalse(found.rests.get(6))
+
+    def test_pipesInTurn(self) -> None:
+        """A command goes into a pipe of which the last entry does not speak."""
+        around: Any = SimpleNamespace()
+        store = DescriptorStore(Notifier({}, Clock()), {})
+        journal = Journal(around, around, around, store, 0)
+        written: list[EntryForm] = []
+        self.patch(journal, "_entry", lambda form: written.append(attrs.evolve(form)))
+        unsent = SimpleNamespace(contents=b"ping", drop=lambda taken: None)
+        for serial in (1, 2, 3):
+            vm: Any = SimpleNamespace(serial=serial, control=None, unsent=unsent)
+            journal._send(vm, EntryForm(serial))
+        first, second, third = (form.staged for form in written if form.staged)
+        self.assertEqual((first, {first, second}), (third, {"staging-0-0", "staging-0-1"}))
 
     def test_cannotWrite(self) -> None:
         """A journal that cannot be written costs nobody anything but the journal."""
