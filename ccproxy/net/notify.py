@@ -23,13 +23,13 @@ from ..core.clock import Clock, Wait, cancel
 
 #: The most descriptors that one datagram carries (SCM_MAX_FD).
 MOST_DESCRIPTORS = 253
-#: Datagrams that may wait until the manager takes them.
-MOST_WAITING = 4096
+#: Datagrams that may wait until the manager takes them: some for each VM that comes at once.
+MOST_WAITING = 16384
 #: Characters of a status.
 LONGEST_STATUS = 500
-#: Seconds between two tries to send what it has not taken.
-RETRY_INTERVAL = 0.05
-#: Seconds after which a datagram that it still has not taken is dropped.
+#: Seconds between two tries to send what it has not taken: while it takes some, and otherwise.
+BUSY_INTERVAL, RETRY_INTERVAL = 0.002, 0.05
+#: Seconds in which the manager has taken nothing, after which a datagram is dropped.
 PATIENCE = 30.0
 
 _BUSY = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
@@ -39,7 +39,6 @@ _BUSY = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
 class _Message:
     text: bytes
     descriptors: Sequence[int]
-    deadline: float
 
     def close(self) -> None:
         for descriptor in self.descriptors:
@@ -68,6 +67,7 @@ class Notifier:
         self._clock = clock
         self._waiting: deque[_Message] = deque()
         self._retry: Wait | None = None
+        self._takenAt = 0.0
         self._failing = False
         self._socket: socket.socket | None = None
         self._address = "\0" + address[1:] if address.startswith("@") else address
@@ -159,7 +159,7 @@ class Notifier:
         """
         if self._socket is None:
             return False
-        message = _Message(text.encode(), descriptors, self._clock.seconds() + PATIENCE)
+        message = _Message(text.encode(), descriptors)
         if not self._waiting:
             if self._sendNow(self._socket, message):
                 return not self._failing
@@ -173,6 +173,7 @@ class Notifier:
             return False
         self._waiting.append(attrs.evolve(message, descriptors=own))
         if self._retry is None:
+            self._takenAt = self._clock.seconds()
             self._retry = self._clock.callLater(RETRY_INTERVAL, self._sendWaiting)
         return True
 
@@ -200,11 +201,14 @@ class Notifier:
 
     def _sendWaiting(self) -> None:
         self._retry = None
+        now, interval = self._clock.seconds(), RETRY_INTERVAL
         while self._socket is not None and self._waiting:
-            if not self._sendNow(self._socket, self._waiting[0]):
-                if self._clock.seconds() < self._waiting[0].deadline:
-                    self._retry = self._clock.callLater(RETRY_INTERVAL, self._sendWaiting)
-                    return
+            if self._sendNow(self._socket, self._waiting[0]):
+                self._takenAt, interval = now, BUSY_INTERVAL
+            elif now < self._takenAt + PATIENCE:
+                self._retry = self._clock.callLater(interval, self._sendWaiting)
+                return
+            else:
                 self._failed(f"it has taken nothing for {PATIENCE:g} s")
             self._waiting.popleft().close()
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 STATE, CONNECTIONS = "state", "-"
 #: Seconds that the manager may take to read all that it is told: it looks for each new descriptor
 #: among all that it has.
-SETTLE_TIMEOUT = 15.0
+SETTLE_TIMEOUT = 30.0
 
 
 @attrs.frozen

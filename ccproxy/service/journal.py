@@ -131,6 +131,7 @@ class Journal:
         self._connections: dict[int, set[Key]] = {}
         self._held: dict[int, int] = {}
         self._rests: dict[Key, bytes] = {}
+        self._unkept: dict[Key, StreamTransport] = {}
         # In turn: an entry speaks of the one, while in the other is what has no entry yet.
         self._pipes = [self._pipe(f"{STAGING}{generation}-{nth}") for nth in range(2)]
         self._pods: Pods
@@ -183,6 +184,9 @@ class Journal:
                     self._held[vm.serial] = held
                 if not held:
                     self._held.pop(vm.serial, None)
+        for key, transport in list(self._unkept.items()):
+            if transport.fileno() < 0 or self._store.keepSocket(key, transport.fileno()):
+                del self._unkept[key]
         self._registry.later(HELD_INTERVAL, self._noteHeld)
 
     def renew(self) -> None:
@@ -192,7 +196,8 @@ class Journal:
 
     def _rewrite(self) -> None:
         """Begin a new file, in which nothing is that is out of date."""
-        old, name = self._file, JOURNAL + str(self.generation)
+        old, name, size = self._file, JOURNAL + str(self.generation), self._size
+        self._outdated = False
         self.generation += 1
         self._file = os.memfd_create("ccproxy-journal", os.MFD_CLOEXEC)
         os.fchmod(self._file, 0o600)
@@ -205,12 +210,17 @@ class Journal:
                 # Nothing is sent that only a journal knows of which is not kept yet.
                 self._vm(vm, send=False)
         self._live = self._size
-        if not self._store.keep(JOURNAL + str(self.generation), [self._file]):
+        if self._store.keep(JOURNAL + str(self.generation), [self._file]):
+            if old >= 0:
+                self._store.discard(name)
+                os.close(old)
+        elif old < 0:
             raise OSError("the service manager does not take it")
-        if old >= 0:
-            self._store.discard(name)
-            os.close(old)
-        self._outdated = False
+        else:
+            # The old one is good still, and longer than it might be.
+            os.close(self._file)
+            self._file, self.generation, self._size = old, self.generation - 1, size
+            self._live = size
 
     def _podsChanged(self) -> None:
         """A pod has joined, or has ended."""
@@ -320,7 +330,8 @@ class Journal:
                 new = key not in before
                 if new:
                     transport.kept = True
-                    self._store.keepSocket(key, transport.fileno())
+                    if not self._store.keepSocket(key, transport.fileno()):
+                        self._unkept[key] = transport
                 if new or key in handled:
                     size, rest = transport.used(handled.get(key, 0))
                     self._noteRest(form, key, rest)

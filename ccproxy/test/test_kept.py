@@ -292,6 +292,32 @@ class JournalTests(SynchronousTestCase):
         first, second, third = (form.staged for form in written if form.staged)
         self.assertEqual((first, {first, second}), (third, {"staging-0-0", "staging-0-1"}))
 
+    def test_busyManager(self) -> None:
+        """What the manager could not be told is told later; until then the old file is good."""
+        world = World()
+        around: Any = SimpleNamespace(whenRest=None, whenChanged=None, forms=list, listeners={})
+        store = DescriptorStore(Notifier({}, world.clock), {})
+        takes = [True]
+        store.notifier = SimpleNamespace(  # type: ignore[assignment]
+            store=lambda *_: takes[0], discard=len
+        )
+        journal = Journal(world.registry, around, around, store, 0)
+        journal.begin(None, around)
+        first, takes[0] = os.fstat(journal._file).st_ino, False
+        journal.renew()
+        journal._unkept[5] = SimpleNamespace(fileno=lambda: 0)  # type: ignore[assignment]
+        journal._unkept[6] = SimpleNamespace(fileno=lambda: -1)  # type: ignore[assignment]
+        world.clock.advance(1)
+        self.assertEqual(os.fstat(journal._file).st_ino, first)
+        self.assertEqual((journal.generation, list(journal._unkept)), (1, [5]))
+        self.assertIn(f"{JOURNAL}1", store.kept)
+        takes[0] = True
+        world.clock.advance(1)
+        self.assertEqual((list(journal._unkept), list(store.sockets)), ([], [5]))
+        journal.renew()
+        self.assertIn(f"{JOURNAL}2", store.kept)
+        self.assertNotIn(f"{JOURNAL}1", store.kept)
+
     def test_cannotWrite(self) -> None:
         """A journal that cannot be written costs nobody anything but the journal."""
         world = World()

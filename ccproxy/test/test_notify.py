@@ -17,7 +17,7 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from ..net import notify
-from ..net.notify import MOST_DESCRIPTORS, PATIENCE, RETRY_INTERVAL, Notifier
+from ..net.notify import BUSY_INTERVAL, MOST_DESCRIPTORS, PATIENCE, RETRY_INTERVAL, Notifier
 
 
 class NotifierTests(SynchronousTestCase):
@@ -171,6 +171,23 @@ class NotifierTests(SynchronousTestCase):
         self.clock.advance(RETRY_INTERVAL)
         self.assertEqual(self.received(), ["READY=1\nSTATUS=one", "READY=1\nSTATUS=two"])
         self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertEqual(self.reports(), [])
+
+    def test_slow(self) -> None:
+        """A manager that takes little at a time loses nothing, and is given the next soon."""
+        count = self.fill()
+        for nth in range(3 * count):
+            self.assertTrue(self.notifier.ready(str(nth)))
+        found = self.received()
+        intervals = []
+        while len(found) < 4 * count:
+            self.clock.advance(PATIENCE - 1)
+            [*calls] = self.clock.getDelayedCalls()
+            intervals += [call.getTime() - self.clock.seconds() for call in calls]
+            found += self.received()
+        self.assertGreater(len(intervals), 1)
+        self.assertAlmostEqual(max(intervals), BUSY_INTERVAL)
+        self.assertEqual(found[count:], [f"READY=1\nSTATUS={nth}" for nth in range(3 * count)])
         self.assertEqual(self.reports(), [])
 
     def test_stuck(self) -> None:

@@ -56,11 +56,16 @@ class Store:
     The descriptors that the daemon has left here.
 
     @ivar capacity: how many there may be.
-    @ivar kept: each with its name, in the order of their arrival.
     """
 
     capacity: int
-    kept: list[tuple[str, int]] = attrs.field(factory=list)
+    _kept: dict[tuple[int, int], tuple[str, int]] = attrs.field(factory=dict)
+    _named: dict[str, list[tuple[int, int]]] = attrs.field(factory=dict)
+
+    @property
+    def kept(self) -> list[tuple[str, int]]:
+        """Each with its name, in the order of their arrival."""
+        return list(self._kept.values())
 
     def add(self, name: str, descriptors: Sequence[int]) -> int:
         """
@@ -68,32 +73,30 @@ class Store:
 
         @return: how many had no room, and were closed too.
         """
-        known = {_identity(descriptor) for _, descriptor in self.kept}
         refused = 0
         for descriptor in descriptors:
             identity = _identity(descriptor)
-            if identity in known:
+            if identity in self._kept:
                 os.close(descriptor)
-            elif len(self.kept) >= self.capacity:
+            elif len(self._kept) >= self.capacity:
                 os.close(descriptor)
                 refused += 1
             else:
-                known.add(identity)
-                self.kept.append((name, descriptor))
+                self._kept[identity] = name, descriptor
+                self._named.setdefault(name, []).append(identity)
         return refused
 
     def remove(self, name: str) -> None:
         """Close all of a name."""
-        for kept, descriptor in self.kept:
-            if kept == name:
-                os.close(descriptor)
-        self.kept = [each for each in self.kept if each[0] != name]
+        for identity in self._named.pop(name, ()):
+            os.close(self._kept.pop(identity)[1])
 
     def end(self) -> None:
         """Close all, so that everybody at the other ends learns it."""
         for name, descriptor in self.kept:
             Passed(descriptor, name, 0).close()
-        self.kept.clear()
+        self._kept.clear()
+        self._named.clear()
 
 
 def _identity(descriptor: int) -> tuple[int, int]:
