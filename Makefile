@@ -7,7 +7,7 @@
 #   make lint           types and style alone
 #   make fuzz           the fuzz targets, guided by coverage, for TIME=600 seconds
 #   make test-vm        the tests that boot real VMs
-#   make restart-test  100 restarts and 200 kills under load: RESTARTS= KILLS= SESSIONS=
+#   make restart-test   100 restarts and 200 kills under load: RESTARTS= KILLS= SESSIONS=
 #   make soak           VMs and shims that come and go, for TIME=1200 seconds
 #   make bench          what a frame, a keystroke and a VM cost; with DOCS=1 for docs/performance
 #   make bench-check    whether that is within bench/speed/bounds.toml
@@ -19,6 +19,7 @@
 #   make man            the manual pages, in docs/_build/man
 #   make conformance    the black-box suite, where it lies beside this folder
 #   make clean          remove all that these have made
+#   make                shows these lines
 #
 # TESTS='ccproxy.test.test_x ...' chooses what `make unit` runs.
 
@@ -37,7 +38,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # The tests run from the wheel; those of what is not in it find it here.
 export CCPROXY_SOURCE := $(CURDIR)
 
-.PHONY: run vm command test test-vm unit lint test-lowest check-run fuzz restart-test soak bench bench-check install uninstall test-systemd check-contrib docs man conformance clean
+.PHONY: help run vm command test test-vm unit lint test-lowest check-run fuzz restart-test soak bench bench-check install uninstall test-systemd check-contrib docs man conformance clean
 .DELETE_ON_ERROR:
 
 # The command is given to the shell inside the VM exactly as it was typed, so make must not look
@@ -51,6 +52,9 @@ endif
 # make exits with 2 when a recipe fails, whatever its status. So `command` always succeeds and
 # leaves the status in a file, and `run` makes it make's own: make/exitstatus.py says how.
 STATUS := $(VENV)/.status-$(shell echo $$PPID)
+
+help:
+	@sed -n '/^#   make/s/^#   //p' Makefile
 
 run vm: command
 	@$(eval status := $(shell cat $(STATUS) && rm -f $(STATUS)))\

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -298,6 +298,23 @@ class Options(usage.Options):
         """Display the version and exit."""
         print(f"ccproxy {__version__}")
         sys.exit(0)
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """
+        Read the command line.
+
+        @raise usage.UsageError: it makes no sense.
+        @raise SystemExit: the same, said shortly: C{twistd} would show all of the help in front of
+            what is wrong.
+        """
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as problem:
+            if self.parent is None:
+                raise
+            raise SystemExit(
+                f"twistd ccproxy: {problem} (twistd ccproxy --help has the options)"
+            ) from None
 
     def parseArgs(self, *words: str) -> None:
         """

@@ -1,11 +1,12 @@
 """
-The tables of docs/protocol say what the code does.
+The tables of docs/protocol, and what C{make} says of itself, are as it is.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import subprocess
 from pathlib import Path
 from struct import Struct
 
@@ -121,6 +122,25 @@ class ProtocolTests(SynchronousTestCase):
                     self.assertEqual(hyperCode(name.strip("`"), dialect), int(code))
                 elif int(code) in (ControlCode.PSCONTAINER, 24, 25):
                     self.assertRaises(UnknownHyperName, hyperCode, name.strip("`"), dialect)
+
+
+class MakeTests(SynchronousTestCase):
+    """C{make} alone."""
+
+    def test_help(self) -> None:
+        """It shows every target, but those that others are made of, and does nothing else."""
+        source = os.environ.get("CCPROXY_SOURCE")
+        if source is None:
+            raise SkipTest("the Makefile is not here")
+        shown = subprocess.run(
+            ["make", "-s"], cwd=source, capture_output=True, text=True, timeout=30, check=True
+        ).stdout
+        text = (Path(source) / "Makefile").read_text()
+        [phony] = re.findall(r"^\.PHONY: (.*)", text, re.MULTILINE)
+        self.assertEqual(
+            sorted(re.findall(r"^make ([a-z-]+) ", shown, re.MULTILINE)),
+            sorted({*phony.split()} - {"help", "command", "unit", "check-run"}),
+        )
 
 
 def _sizes(struct: Struct) -> list[int]:

@@ -318,6 +318,21 @@ class AttendingTests(ShimTestCase):
         self.assertEqual(self.successResultOf(self.shim.finished), 143)
         self.assertEqual(self.refusals, [])
 
+    def test_impatienceUnread(self) -> None:
+        """When nobody reads the output, the second signal of a kind ends the shim alone."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.shim.forward(number)
+            self.link.answer(Command.SIGNAL)
+        self.shim.unread()
+        self.link.answer(Command.SIGNAL)
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR1, signal.SIGINT):
+            self.shim.forward(number)
+            self.link.answer(Command.SIGNAL)
+        self.assertNoResult(self.shim.finished)
+        self.shim.forward(signal.SIGINT)
+        self.assertLeft()
+        self.assertEqual(self.successResultOf(self.shim.finished), 130)
+
     def test_disconnectNotCarriedOut(self) -> None:
         """A proxy that does not answer DisconnectShim is left to itself."""
         self.link.receive(encodeProcessExited(7))

@@ -30,7 +30,8 @@ CLAIM_TIMEOUT = 10.0
 LEAVE_TIMEOUT = 2.0
 #: How long to wait for the answer to a signal, in seconds; the proxy gives up sooner.
 SIGNAL_TIMEOUT = 60.0
-#: Once the process has ended these end the shim, though its output is not all taken yet.
+#: Once the process has ended these end the shim, though its output is not all taken yet; when
+#: nobody reads the output any more, the second of a kind does.
 _IMPATIENT = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 #: The error for a signal to a process that has ended.
 _EXITED = "process has exited"
@@ -78,6 +79,9 @@ class Shim:
         self._paused = False
         self._ending = False
         self._status: int | None = None
+        #: Whether nobody reads its output any more, and which signals to end came after that.
+        self._unread = False
+        self._urged: set[int] = set()
         #: Signals to be sent as soon as there is a connection; a dict keeps their order.
         self._signals: dict[int, None] = {}
         #: Stdin that was read and not sent yet, and the frame whose bytes are not all in the
@@ -258,6 +262,15 @@ class Shim:
 
     # Signals
 
+    def unread(self) -> None:
+        """
+        Nobody reads the process's output any more: it gets SIGPIPE.
+
+        What it has started may go on to write even when it has ended, and hold up its status.
+        """
+        self._unread = True
+        self.forward(signal.SIGPIPE)
+
     def forward(self, number: int) -> None:
         """
         Send a signal to the process, as soon as that is possible.
@@ -267,7 +280,11 @@ class Shim:
         if self._status is not None:
             if number in _IMPATIENT:
                 self._finish(self._status)
+        elif number in self._urged:
+            self.giveUp(128 + number)
         elif not self._ending:
+            if self._unread and number in _IMPATIENT:
+                self._urged.add(number)
             self._signals[number] = None
             self._sendSignals()
 

@@ -8,6 +8,7 @@ the exit status. Only the module of the command that is asked for is imported.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -72,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     @param arguments: the command line without the program's name, our own by default.
     @return: the exit status.
     """
+    if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Until the command knows better: its modules take a while to load.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] not in COMMANDS:
         # Prints help, version or an error, and exits.

@@ -117,6 +117,6 @@ class LocalShim:
 
     def _outputFailed(self, error: OSError) -> None:
         if error.errno == errno.EPIPE:
-            self.shim.forward(signal.SIGPIPE)
+            self.shim.unread()
         else:
             self.tell(f"the process's output is lost from here on: {error.strerror}")
