@@ -226,7 +226,8 @@ class Client:
         elif frame.type is FrameType.STREAM and frame.opcode == Stream.STDIN and self.session:
             self.session.takeInput(frame.payload)
         else:
-            self._ignore(f"{frame.type.name.lower()} {frame.opcode} from a client that may not")
+            kind = frame.type.name.lower()
+            self._ignore(f"{kind} {frame.opcode}, which this client may not send")
 
     def _command(self, slot: Slot, frame: Frame) -> None:
         """
