@@ -7,3 +7,4 @@ The daemon answers on an admin socket (``--admin-socket``) in HTTP and JSON, des
 ``ccproxyctl check-config`` also looks whether the group and the metrics address are there. A reload names the keys of the file over which an option, a flag or the environment wins; a log level that there is not is refused with those that there are; one admin connection too many gets status 503.
 Log lines about what a shim sends name its VM, session and container; a shim's signal is seen behind stdin of just the session's limit.
 ``make`` alone shows what it can do. A word on the command line of ``twistd ccproxy`` that makes no sense is said in one line, without all of the help; Ctrl-C twice ends a ``ccproxyctl run`` whose output nobody reads, though what it has started writes on.
+A client that has sent a part of a frame and no more reads the end of the stream, not an error.

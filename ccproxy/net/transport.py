@@ -243,7 +243,9 @@ class StreamTransport(SocketWriter):
             return False
         if taken < count and not full:
             if ending:
-                # What is left is a unit whose end will not come.
+                # What is left is a unit whose end will not come. It goes, as what is unread would
+                # be an error to the peer when this is closed.
+                self._take(scratch, count - taken)
                 self._end()
                 return False
             self._poller.waitForRest(self)

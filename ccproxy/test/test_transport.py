@@ -278,6 +278,15 @@ class ReadingTests(SocketCase):
         self.assertEqual(sink.data, unit(b"whole"))
         self.assertEqual(sink.calls[-1], "ended")
 
+    def test_closedAfterCutUnit(self) -> None:
+        """A peer that has sent a cut unit and no more gets the end of the stream, and no error."""
+        _, connection, peer = self.connected(wholeUnits)
+        peer.send(unit(b"all")[:5])
+        peer.shutdown(socket.SHUT_WR)
+        self.turn()
+        connection.close()
+        self.assertEqual(peer.recv(10), b"")
+
     def test_endAfterRestOfPausedSink(self) -> None:
         """A sink that has paused is offered its rest before it learns of the end."""
         sink, connection, peer = self.connected()
