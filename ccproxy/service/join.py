@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from array import array
 
 from ..errors import CCProxyError
@@ -16,8 +17,12 @@ from ..net.passed import inodeOf
 
 #: Where the daemon's admin socket is, if not at the default place.
 ADMIN_VARIABLE = "CCPROXY_ADMIN_SOCKET"
-#: Seconds that the daemon may take to answer.
+#: Seconds that the daemon may take to answer, in all.
 TIMEOUT = 3.0
+#: Seconds before that after which it must not take the socket any more: its answer comes in time.
+MARGIN = 0.5
+#: The most bytes that it may answer.
+_LONGEST = 1 << 16
 
 
 class CannotJoin(CCProxyError):
@@ -33,7 +38,9 @@ def join(listening: ListeningSocket, admin: str | None = None) -> None:
     """
     admin = admin or os.environ.get(ADMIN_VARIABLE) or DEFAULT_ADMIN_SOCKET
     descriptor = listening.socket.fileno()
-    body = json.dumps({"path": listening.path, "inode": inodeOf(descriptor)}).encode()
+    deadline = time.monotonic() + TIMEOUT
+    offer = {"path": listening.path, "inode": inodeOf(descriptor), "until": deadline - MARGIN}
+    body = json.dumps(offer).encode()
     head = (
         "POST /v1/join HTTP/1.1\r\nHost: ccproxy\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -44,10 +51,20 @@ def join(listening: ListeningSocket, admin: str | None = None) -> None:
             connection.settimeout(TIMEOUT)
             connection.connect(admin)
             connection.sendmsg([head.encode() + body], [rights])
-            with connection.makefile("rb") as answer:
-                status = answer.readline().split()
-                text = answer.read().rpartition(b"\r\n\r\n")[2].decode(errors="replace").strip()
+            answer = b""
+            while (left := deadline - time.monotonic()) > 0 and len(answer) < _LONGEST:
+                connection.settimeout(left)
+                data = connection.recv(_LONGEST)
+                if not data:
+                    break
+                answer += data
+            else:
+                raise TimeoutError
+    except TimeoutError:
+        raise CannotJoin(f"the daemon at {admin} has not answered within {TIMEOUT:g} s") from None
     except OSError as error:
         raise CannotJoin(f"no daemon at {admin}: {error}") from error
+    status = answer.partition(b"\r\n")[0].split()
+    text = answer.rpartition(b"\r\n\r\n")[2].decode(errors="replace").strip()
     if len(status) < 2 or status[1] != b"200":
         raise CannotJoin(f"the daemon at {admin} does not take it: {text[:200]}")

@@ -6,7 +6,9 @@ Each serves one VM, as the process would have that bound it, and goes when that 
 
 from __future__ import annotations
 
+import os
 import socket
+import time
 from typing import TYPE_CHECKING, Any, Optional
 
 import attrs
@@ -81,15 +83,19 @@ class Pods(Service):
         for path in list(self.listeners):
             self._close(path)
 
-    def join(self, path: str, inode: int) -> None:
+    def join(self, path: str, inode: int, until: float | None = None) -> None:
         """
         Serve a pod on a socket that came with the request.
 
+        @param until: until when it may be taken, on the clock that all processes share.
         @raise CannotJoin: it did not come, or is none to serve on.
         """
         descriptor = self.received.take(inode)
         if descriptor is None:
             raise CannotJoin(f"{path}: no socket came with the request")
+        if until is not None and time.monotonic() > until:
+            os.close(descriptor)
+            raise CannotJoin(f"{path}: the request comes too late, the pod is served alone")
         made = Passed(descriptor, path, inode).asSocket()
         if made is None:
             Passed(descriptor, path, inode).close()

@@ -295,6 +295,27 @@ class SupervisorTests(DaemonTestCase):
         self.assertEqual(daemon.stop(), 128 + signal.SIGKILL)
         self.assertIn("killing it", daemon.log())
 
+    def test_starting(self) -> None:
+        """A daemon that is only starting is told to restart, or to reload, when it serves."""
+        daemon = self.cleared(supervised())
+        daemon.spawn()
+        children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children")
+        eventually(children.read_text, "the first daemon")
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            daemon.process.send_signal(number)
+        daemon.waitLog("event=resumed")
+        eventually(lambda: daemon.log().count("event=started") == 2, "the second daemon")
+        self.assertEqual(daemon.stop(), 0)
+
+    def test_endOfRestart(self) -> None:
+        """Told to end while the daemon hands over, it ends in order too."""
+        daemon = self.cleared(supervised()).start()
+        daemon.waitLog("event=started")
+        daemon.process.send_signal(signal.SIGUSR2)
+        self.assertEqual(daemon.stop(), 0)
+        self.assertIn("event=stopped", daemon.log())
+        self.assertFalse(os.path.exists(daemon.path))
+
     def test_noProgram(self) -> None:
         """Nor one that is not there."""
         daemon = self.cleared(

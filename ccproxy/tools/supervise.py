@@ -121,6 +121,7 @@ class Supervisor:
         self._failures = 0
         self._ready = self._everReady = False
         self._ending = False
+        self._untold: set[int] = set()
         self._killAt: float | None = None
         self._runtime = os.environ.get("XDG_RUNTIME_DIR") or None
 
@@ -180,9 +181,11 @@ class Supervisor:
 
     def _isEnd(self, status: int) -> bool:
         """Whether no other daemon follows one that has ended so."""
+        if status == HANDED_OVER:
+            return False  # not even when there shall be none: the next one can end in order
         if self._ending or status == 0:
             return True
-        if not (self._ready or self._everReady) and status != HANDED_OVER:
+        if not (self._ready or self._everReady):
             _say(f"the daemon could not start: it ended with {status}")
             return True
         return False
@@ -208,6 +211,7 @@ class Supervisor:
     def _start(self) -> None:
         self._started = time.monotonic()
         self._everReady, self._ready = self._everReady or self._ready, False
+        self._untold.clear()
         names = [name for name, _ in self._store.kept]
         environment = {
             **os.environ,
@@ -252,10 +256,13 @@ class Supervisor:
                 self._kill(signal.SIGINT)
             if not self._ending:
                 self._ending, self._killAt = True, time.monotonic() + STOP_TIMEOUT
-        elif number == signal.SIGUSR2:
-            self._kill(signal.SIGTERM)
-        elif number in _FORWARDED:
-            self._kill(number)
+        else:
+            told = number if number in _FORWARDED else signal.SIGTERM
+            # One that is only starting would die of it: it is told once it serves.
+            if self._ready:
+                self._kill(told)
+            elif self._pid:
+                self._untold.add(told)
 
     def _kill(self, number: int) -> None:
         if self._pid:
@@ -295,8 +302,8 @@ class Supervisor:
         if sender == self._pid:
             if said.get("READY") == "1" and not self._ready:
                 self._ready = True
-                if self._ending:
-                    self._kill(signal.SIGINT)
+                for number in {signal.SIGINT} if self._ending else self._untold:
+                    self._kill(number)
             if said.get("FDSTOREREMOVE") == "1":
                 self._store.remove(name)
 

@@ -288,7 +288,7 @@ class Api:
         if self.pods is None:
             raise Refused(409, "this daemon serves one pod only, its own")
         try:
-            self.pods.join(wanted.path, wanted.inode)
+            self.pods.join(wanted.path, wanted.inode, wanted.until)
         except CCProxyError as problem:
             raise Refused(409, str(problem)) from None
         return wanted

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Optional
 
 import attrs
 import msgspec
@@ -308,10 +308,13 @@ class Joining:
 
     @ivar path: the path of its socket.
     @ivar inode: the inode of that socket's descriptor, which comes with the request.
+    @ivar until: until when it may be taken, in seconds of the system's monotonic clock: who asked
+        serves the pod alone then.
     """
 
     path: str
     inode: int
+    until: Optional[float] = None
 
 
 @attrs.frozen(slots=False)
