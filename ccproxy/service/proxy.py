@@ -173,12 +173,6 @@ class ProxyService(MultiService):
         services += [self.pods, *self._admin(), self.systemd]
         for service in services:
             service.setServiceParent(self)
-        if settings.embeddedVMs:
-            from .embedded import EmbeddedVM
-
-            for name in settings.embeddedVMs:
-                vm = EmbeddedVM(name, settings, reactor, self.registry.connector.allow)
-                vm.setServiceParent(self.embedded)
 
     def _ksm(self, mode: str) -> IService:
         from .ksm import KSMService
@@ -246,6 +240,19 @@ class ProxyService(MultiService):
                 self.log.emit(level, text, event="log-sink-missing", sink=sink)
         self.restart.take()
         super().privilegedStartService()
+        self._embed()
+
+    def _embed(self) -> None:
+        """Make the embedded VMs."""
+        settings = self._settings
+        if settings.embeddedVMs:
+            # What this imports of Twisted removes LISTEN_FDS from the environment: not before all
+            # that is passed to us has been taken.
+            from .embedded import EmbeddedVM
+
+            for name in settings.embeddedVMs:
+                vm = EmbeddedVM(name, settings, self._reactor, self.registry.connector.allow)
+                vm.setServiceParent(self.embedded)
 
     def startService(self) -> None:
         """Serve."""

@@ -46,6 +46,19 @@ class KeptTests(DaemonTestCase):
         """Wait until so many daemons have started."""
         eventually(lambda: self.daemon.log().count("event=started") == times, "a restart")
 
+    def test_embeddedVM(self) -> None:
+        """A daemon with an embedded VM restarts like any other; the VM ends, and is made anew."""
+        self.config.write_text('embedded-vm = ["inside"]')
+        for times in (2, 3):
+            self.assertEqual(self.admin.ask("POST", "/v1/restart").status, 202)
+            self.started(times)
+            eventually(self.isRegistered, "the VM is registered")
+
+    def isRegistered(self) -> bool:
+        """Whether the newest VM is."""
+        vms = self.admin.get("/v1/vms")
+        return bool(vms) and vms[-1]["state"] == "registered"
+
     def test_badConfiguration(self) -> None:
         """Nothing is handed over to a daemon that could not start, and it is said why."""
         before = self.admin.get("/v1/status")["pid"]
