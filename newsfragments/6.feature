@@ -5,3 +5,4 @@ What crashes have cost is also in the metrics, in all and for each session, and 
 What a guest's console has said last is still there after a planned restart, for 2000 VMs the last 4 KiB of each.
 A supervisor that is told to restart or to reload a daemon which is only starting tells it when it serves, instead of ending it; told to end during a restart, it ends in order. A pod that wants to join waits 3 s in all for the daemon, and is not taken any more after that.
 A daemon with an embedded VM can be restarted, and takes a socket that systemd has made: what it imported for that VM had hidden all that was passed to it.
+A state that contradicts itself (a command for another VM, a number that none can be) is refused as a whole, before anything is made of it.

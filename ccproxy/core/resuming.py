@@ -22,6 +22,7 @@ from .commands import (
     StartCommand,
     VersionCommand,
 )
+from .consistency import check
 from .outlet import Outlet
 from .registry import Registry
 from .relocation import StartData
@@ -166,7 +167,9 @@ def resume(
     """
     resumed = Resumed(registry, {}, [], [])
     output = stdin = 0
+    snapshots = list(snapshots)
     try:
+        check(snapshots)
         for snapshot in snapshots:
             _Reader(resumed, snapshot, connections).read()
             # One process has written them all, so each has the same, or none.

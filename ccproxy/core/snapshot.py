@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import zlib
 from struct import Struct
-from typing import Literal, Optional
+from typing import Annotated, Literal, Optional
 
 import attrs
 import msgspec
@@ -32,10 +32,16 @@ OLDEST = 1
 HEADER = Struct(">8sHHQI")
 _NAME = b"ccproxy\n"
 
+#: How many of something.
+Count = Annotated[int, msgspec.Meta(ge=0)]
 #: A place in the table of clients, VMs, sessions, slots or commands.
-Place = int
+Place = Count
 #: What names a connection outside of the core.
-Key = int
+Key = Count
+#: In how many seconds something is due. What is no number would stop all clocks.
+Left = Annotated[float, msgspec.Meta(ge=0, le=1e300)]
+#: How many seconds ago something was; less than none if the clock was put back.
+Ago = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
 
 
 # Nothing of what is below changes once it is written; that the classes are not frozen is for the
@@ -55,7 +61,7 @@ class OutletForm:
     """
 
     blocks: list[tuple[bytes, bool]] = attrs.field(factory=list)
-    offset: int = 0
+    offset: Count = 0
     gone: bool = False
 
 
@@ -64,9 +70,9 @@ class SlotForm:
     """A L{Slot <ccproxy.core.client.Slot>}; it began so many seconds ago."""
 
     client: Place
-    opcode: int
+    opcode: Annotated[int, msgspec.Meta(ge=0, le=255)]
     reply: Optional[bytes] = None
-    began: float = 0.0
+    began: Ago = 0.0
 
 
 @attrs.define
@@ -103,9 +109,9 @@ class CommandForm:
     body: bytes = b""
     start: Optional[StartForm] = None
     signal: Optional[Signal] = None
-    arrived: float = 0.0
-    sent: float = 0.0
-    sentAt: float = 0.0
+    arrived: Ago = 0.0
+    sent: Ago = 0.0
+    sentAt: Ago = 0.0
     expired: bool = False
 
 
@@ -132,8 +138,8 @@ class ClientForm:
     paused: bool = False
     ignored: list[str] = attrs.field(factory=list)
     url: str = ""
-    handled: int = 0
-    closeIn: Optional[float] = None
+    handled: Count = 0
+    closeIn: Optional[Left] = None
 
 
 @attrs.define
@@ -142,7 +148,7 @@ class HeldForm:
 
     slot: Place
     signal: Signal
-    failIn: float
+    failIn: Left
 
 
 @attrs.define
@@ -166,8 +172,8 @@ class SessionForm:
     """
 
     vm: Place
-    stdio: int
-    created: float
+    stdio: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+    created: Ago
     token: Optional[str] = None
     state: SessionState = SessionState.CREATED
     start: Optional[Place] = None
@@ -175,14 +181,14 @@ class SessionForm:
     container: str = ""
     process: Optional[str] = None
     terminal: bool = False
-    status: Optional[int] = None
+    status: Optional[Annotated[int, msgspec.Meta(ge=0, le=255)]] = None
     killed: bool = False
     shim: Optional[Place] = None
     pending: list[bytes] = attrs.field(factory=list)
     dropping: bool = False
-    dropped: int = 0
+    dropped: Count = 0
     pieces: list[bytes] = attrs.field(factory=list)
-    offset: int = 0
+    offset: Count = 0
     stdinEnded: bool = False
     held: list[HeldForm] = attrs.field(factory=list)
     numbered: bool = False
@@ -192,11 +198,11 @@ class SessionForm:
     sawEnd: bool = False
     exitQueued: bool = False
     closeAfter: bool = False
-    lostOutput: int = 0
-    lostInput: int = 0
-    crashLoss: tuple[int, int] = (0, 0)
-    exitIn: Optional[float] = None
-    endIn: Optional[float] = None
+    lostOutput: Count = 0
+    lostInput: Count = 0
+    crashLoss: tuple[Count, Count] = (0, 0)
+    exitIn: Optional[Left] = None
+    endIn: Optional[Left] = None
 
 
 @attrs.define
@@ -213,12 +219,12 @@ class FlowForm:
     """
 
     blocker: Optional[Place] = None
-    since: float = 0.0
-    readSince: float = 0.0
-    blocked: float = 0.0
+    since: Ago = 0.0
+    readSince: Ago = 0.0
+    blocked: Ago = 0.0
     shim: Optional[Place] = None
     due: Optional[Literal["warn", "drop"]] = None
-    dueIn: float = 0.0
+    dueIn: Left = 0.0
 
 
 @attrs.define
@@ -244,34 +250,34 @@ class VMForm:
     """
 
     request: RegisterVM
-    serial: int
+    serial: Count
     state: VMState
     dialect: Dialect
     control: Optional[Key] = None
     io: Optional[Key] = None
-    created: float = 0.0
+    created: Ago = 0.0
     resync: bool = True
-    lost: float = 0.0
-    handled: int = 0
+    lost: Ago = 0.0
+    handled: Count = 0
     slot: Optional[Place] = None
     controlOut: OutletForm = attrs.field(factory=OutletForm)
     readyMayCome: bool = True
     notify: bool = False
-    waits: dict[str, tuple[float, str]] = attrs.field(factory=dict)
+    waits: dict[str, tuple[Left, str]] = attrs.field(factory=dict)
     clients: list[Place] = attrs.field(factory=list)
     sessions: list[Place] = attrs.field(factory=list)
-    nextStdio: int = 0
+    nextStdio: Count = 0
     nullFree: bool = True
     waiting: list[Place] = attrs.field(factory=list)
     inFlight: Optional[Place] = None
     asked: bool = False
     reported: Optional[Place] = None
-    parked: list[tuple[Place, float]] = attrs.field(factory=list)
+    parked: list[tuple[Place, Left]] = attrs.field(factory=list)
     turns: list[Place] = attrs.field(factory=list)
     rest: bytes = b""
     flow: FlowForm = attrs.field(factory=FlowForm)
     url: str = ""
-    traffic: dict[str, int] = attrs.field(factory=dict)
+    traffic: dict[str, Count] = attrs.field(factory=dict)
 
 
 @attrs.define
@@ -284,9 +290,9 @@ class Snapshot:
     @ivar crashLoss: what crashes before have cost all sessions.
     """
 
-    serial: int = 0
-    clientCount: int = 0
-    ignoredFrames: int = 0
+    serial: Count = 0
+    clientCount: Count = 0
+    ignoredFrames: Count = 0
     draining: bool = False
     clients: list[ClientForm] = attrs.field(factory=list)
     vms: list[VMForm] = attrs.field(factory=list)
@@ -296,7 +302,7 @@ class Snapshot:
     known: dict[str, Place] = attrs.field(factory=dict)
     leaving: list[Place] = attrs.field(factory=list)
     tokens: dict[str, Place] = attrs.field(factory=dict)
-    crashLoss: tuple[int, int] = (0, 0)
+    crashLoss: tuple[Count, Count] = (0, 0)
 
 
 def seal(body: bytes) -> bytes:

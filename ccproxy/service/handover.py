@@ -193,7 +193,9 @@ class Handover:
         @raise BadSnapshot: its journal cannot be read.
         """
         # It may have died while it began a new one, which is kept as soon as it is whole.
-        journal = contents[JOURNAL + str(self._generation)]
+        journal = contents.get(JOURNAL + str(self._generation))
+        if journal is None:
+            raise BadSnapshot("it died before it had a journal")
         pipes = (each for each in files if each.name.startswith(STAGING))
         journalled = readJournal(
             journal, {each.name: _waiting(each.descriptor) for each in pipes}

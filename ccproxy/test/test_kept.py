@@ -362,6 +362,17 @@ class RestartTests(SynchronousTestCase):
             self.assertEqual(len(handover._read(files).snapshots), not crashed)  # type: ignore[union-attr]
             self.assertIs(handover._crashed, crashed)
 
+    def test_early(self) -> None:
+        """A process that died before it had a journal has left pipes, and nothing to take up."""
+        world = World()
+        around: Any = SimpleNamespace()
+        store = DescriptorStore(Notifier({}, world.clock), {})
+        handover = Handover(world.registry, around, around, store, around)
+        reading, writing = os.pipe()
+        os.close(writing)
+        self.assertIs(handover._read([Passed(reading, "staging-0-0", 0)]), None)
+        self.assertEqual(self.flushLoggedErrors(), [])
+
     def test_renewed(self) -> None:
         """A handover that has failed leaves a journal by which its state is out of date."""
         world = World()

@@ -12,8 +12,11 @@ import sys
 import time
 from pathlib import Path
 
-from ccproxy.core.snapshot import HEADER, seal
+import msgspec
+
+from ccproxy.core.snapshot import HEADER, Snapshot, seal
 from ccproxy.net.passed import PREFIX
+from ccproxy.service.handover import HandoverForm
 from ccproxy.testing.agent import ScriptedAgent
 from ccproxy.testing.client import commandFrame, hyperPayload, registration
 from ccproxy.testing.daemon import Daemon, eventually, script
@@ -384,11 +387,13 @@ class RefusedTests(DaemonTestCase):
         """It says why, closes what it was passed, and serves."""
         later = list(HEADER.unpack_from(seal(b"")))
         later[1:3] = 99, 99
+        wrong = HandoverForm("0.1.0", [Snapshot(known={"vm": 5})])
         for contents, reason in (
             (b"", "the state has only 0 bytes"),
             (b"no state at all, but long enough", "it is no state of ccproxy"),
             (HEADER.pack(*later), "the state has version 99"),
             (seal(b"\xc1"), "the state"),
+            (seal(msgspec.msgpack.encode(wrong)), "the state names what is not in it"),
         ):
             daemon, client = self.passed(contents)
             self.assertIn(reason, daemon.waitLog("event=state-refused"))
