@@ -200,7 +200,9 @@ class _Writer:
             vm=self._vms.maybe(client.vm if self._is(client.vm) else None),
             session=self._sessions.maybe(session),
             wasShim=client.wasShim,
-            registering=self._vms.maybe(client.registering),
+            registering=self._vms.maybe(
+                client.registering if self._is(client.registering) else None
+            ),
             slots=self._slots.all(client.slots),
             outlet=_outlet(client.outlet) if only is None else _responses(client.outlet),
             excess=client._excess,
