@@ -334,24 +334,3 @@ def unseal(data: bytes) -> bytes:
     if len(body) < length or zlib.crc32(body) != checksum:
         raise BadSnapshot("the state is damaged: its checksum is wrong")
     return body
-
-
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Snapshot)
-
-
-def encodeSnapshot(snapshot: Snapshot) -> bytes:
-    """The bytes of a snapshot, for L{seal}."""
-    return _encoder.encode(snapshot)
-
-
-def decodeSnapshot(body: bytes) -> Snapshot:
-    """
-    The opposite of L{encodeSnapshot}.
-
-    @raise BadSnapshot: it has not the form that this version knows.
-    """
-    try:
-        return _decoder.decode(body)
-    except msgspec.MsgspecError as error:
-        raise BadSnapshot(f"the state has another form: {error}") from None

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from msgspec.msgpack import decode, encode
 from twisted.internet.task import Clock
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -18,7 +19,7 @@ from ccproxy.core.client import Client
 from ccproxy.core.limits import Limits
 from ccproxy.core.registry import Registry
 from ccproxy.core.resuming import resume
-from ccproxy.core.snapshot import decodeSnapshot, encodeSnapshot, seal, unseal
+from ccproxy.core.snapshot import Snapshot, seal, unseal
 from ccproxy.core.vm import VM
 from ccproxy.core.writing import write
 from ccproxy.interfaces import IConnection, IConnector, IStreamSink
@@ -330,7 +331,7 @@ class World:
             connections[id(connection)] = connection
             return id(connection)
 
-        body = unseal(seal(encodeSnapshot(write(old, keyOf))))
+        body = unseal(seal(encode(write(old, keyOf))))
         for call in list(self.clock.getDelayedCalls()):
             call.cancel()
         self.connector.wanted.clear()
@@ -343,7 +344,7 @@ class World:
             wallClock=old.wallClock,
             makeToken=old.makeToken,
         )
-        resumed = resume(self.registry, [decodeSnapshot(body)], connections)
+        resumed = resume(self.registry, [decode(body, type=Snapshot)], connections)
         for key, sink in resumed.sinks.items():
             connection = connections[key]
             assert isinstance(connection, MemoryConnection)

@@ -8,15 +8,15 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.msgpack import decode, encode
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.core.channels import ControlSink, IOSink
 from ccproxy.core.registry import Registry
 from ccproxy.core.resuming import resume
-from ccproxy.core.snapshot import BadSnapshot, decodeSnapshot, encodeSnapshot
+from ccproxy.core.snapshot import BadSnapshot, Snapshot
 from ccproxy.core.states import ClientState, SessionState, VMState
 from ccproxy.core.writing import write
 from ccproxy.interfaces import IConnection
@@ -42,7 +42,7 @@ def written() -> tuple[Any, list[int]]:
         alive.append(connection)
         return keys.setdefault(id(connection), len(keys) + 1)
 
-    return msgspec.msgpack.decode(encodeSnapshot(write(busyWorld().registry, keyOf))), [
+    return decode(encode(write(busyWorld().registry, keyOf))), [
         *keys.values()
     ]
 
@@ -95,7 +95,7 @@ def changed(at: tuple[Any, ...], value: Any) -> bytes:
     """The state with something else there."""
     state = copy.deepcopy(STATE)
     found(state, at[:-1])[at[-1]] = value
-    return msgspec.msgpack.encode(state)
+    return encode(state)
 
 
 def takenUp(body: bytes) -> bool:
@@ -104,8 +104,8 @@ def takenUp(body: bytes) -> bool:
     lines = {key: MemoryConnection() for key in KEYS}
     registry = Registry(world.connector, world.clock, world.registry.wallClock)
     try:
-        resumed = resume(registry, [decodeSnapshot(body)], lines)
-    except BadSnapshot:
+        resumed = resume(registry, [decode(body, type=Snapshot)], lines)
+    except (BadSnapshot, msgspec.MsgspecError):
         return False
     for key, sink in resumed.sinks.items():
         lines[key].sink = sink

@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 import msgspec
+from msgspec.msgpack import decode, encode
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.core import snapshot
@@ -30,8 +31,6 @@ from ccproxy.core.snapshot import (
     HEADER,
     BadSnapshot,
     Snapshot,
-    decodeSnapshot,
-    encodeSnapshot,
     seal,
     unseal,
 )
@@ -151,15 +150,15 @@ class SealTests(SynchronousTestCase):
 
     def test_strangeFields(self) -> None:
         """Fields of a later version are ignored; those that an earlier one lacks have defaults."""
-        members = msgspec.msgpack.decode(encodeSnapshot(Snapshot(serial=7)))
+        members = decode(encode(Snapshot(serial=7)))
         members["invented"] = {"later": [1, 2]}
         del members["draining"]
-        self.assertEqual(decodeSnapshot(msgspec.msgpack.encode(members)), Snapshot(serial=7))
+        self.assertEqual(decode(encode(members), type=Snapshot), Snapshot(serial=7))
 
     def test_otherForm(self) -> None:
         """What has another form is refused."""
-        for body in (b"", b"\xc1", msgspec.msgpack.encode({"clients": 1})):
-            self.assertRaises(BadSnapshot, decodeSnapshot, body)
+        for body in (b"", b"\xc1", encode({"clients": 1})):
+            self.assertRaises(msgspec.MsgspecError, decode, body, type=Snapshot)
 
 
 class ResumeTests(SynchronousTestCase):
@@ -185,7 +184,7 @@ class ResumeTests(SynchronousTestCase):
         world = busyWorld()
         before, connections = self.written(world)
         world.registry = self.empty(world)
-        resume(world.registry, [decodeSnapshot(encodeSnapshot(before))], connections)
+        resume(world.registry, [decode(encode(before), type=Snapshot)], connections)
         after, _ = self.written(world)
         self.assertEqual(shape(before), shape(after))
 
@@ -193,7 +192,7 @@ class ResumeTests(SynchronousTestCase):
         """What the first version wrote down is taken up, and goes on."""
         world = World()
         lines = {key: MemoryConnection() for key in range(5)}
-        snapshot = decodeSnapshot(unseal(base64.b64decode(FIRST)))
+        snapshot = decode(unseal(base64.b64decode(FIRST)), type=Snapshot)
         resumed = resume(world.registry, [snapshot], lines)
         for key, sink in resumed.sinks.items():
             lines[key].sink = sink
@@ -311,7 +310,7 @@ class ResumeTests(SynchronousTestCase):
         self.assertEqual([(each["output"], each["stdin"]) for each in reports], [(100, stdin)] * 2)
         world.events.clear()
         (written, _), world.registry = self.written(world), self.empty(world)
-        resume(world.registry, [decodeSnapshot(encodeSnapshot(written))], {})
+        resume(world.registry, [decode(encode(written), type=Snapshot)], {})
         self.assertEqual(world.registry.crashLoss, (200, 2 * stdin))
         world.registry.vms["a"].processes.numbers[3].stdin.add(b"more")
         self.crashed(world)
