@@ -8,7 +8,6 @@ which are the same in every process. docs/reliability has the whole story.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Optional
@@ -29,6 +28,7 @@ from ..net.binding import ListeningSocket, credentials
 from ..net.connecting import ChannelsForm, Connector
 from ..net.listening import UNIXListener
 from ..net.ordinary import attach
+from ..net.outliving import contentsOf, sealedFile, waitingIn
 from ..net.passed import Passed, inodeOf, takePassed
 from ..net.polling import Poller
 from ..net.protocols import AgentChannel
@@ -154,7 +154,7 @@ class Handover:
         self._generation = max((int(name) for name in names if name.isdecimal()), default=0)
         try:
             contents = {
-                each.name: _contents(each.descriptor)
+                each.name: contentsOf(each.descriptor)
                 for each in files
                 if not each.name.startswith(STAGING)
             }
@@ -198,7 +198,7 @@ class Handover:
             raise BadSnapshot("it died before it had a journal")
         pipes = (each for each in files if each.name.startswith(STAGING))
         journalled = readJournal(
-            journal, {each.name: _waiting(each.descriptor) for each in pipes}
+            journal, {each.name: waitingIn(each.descriptor) for each in pipes}
         )
         entries = journalled.vms.values()
         return HandoverForm(
@@ -327,7 +327,7 @@ class Handover:
             if key not in self.store.sockets:
                 descriptors.append(listener.fileno())
         data = seal(_encoder.encode(form))
-        state = _memfd(data)
+        state = sealedFile(data)
         try:
             done = (
                 self.store.keep(STATE, [state])
@@ -377,41 +377,3 @@ def _wanted(form: HandoverForm) -> set[Key]:
     if form.listening is not None:
         wanted.add(form.listening.key)
     return wanted | {each.console for each in form.channels if each.console is not None}
-
-
-def _memfd(data: bytes) -> int:
-    """A file in memory that nobody can change any more, and that only descriptors lead to."""
-    made = os.memfd_create("ccproxy-state", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.fchmod(made, 0o600)
-        with open(made, "wb", closefd=False) as file:
-            file.write(data)
-        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(made, fcntl.F_ADD_SEALS, seals)
-    except BaseException:
-        os.close(made)
-        raise
-    return made
-
-
-def _contents(descriptor: int) -> bytes:
-    with open(descriptor, "rb", closefd=False) as file:
-        file.seek(0)
-        return file.read()
-
-
-def _waiting(descriptor: int) -> bytes:
-    """
-    What is in a pipe. It stays there, since this process may die before it has a journal of its
-    own.
-    """
-    os.set_blocking(descriptor, False)
-    try:
-        found = os.read(descriptor, 1 << 16)
-    except BlockingIOError:
-        return b""
-    if found:
-        again = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK)
-        with open(again, "wb", buffering=0) as pipe:
-            pipe.write(found)
-    return found

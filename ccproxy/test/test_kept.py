@@ -28,12 +28,13 @@ from ccproxy.core.snapshot import (
 from ccproxy.core.states import VMState
 from ccproxy.core.vm import VM
 from ccproxy.net.notify import Notifier
+from ccproxy.net.outliving import waitingIn
 from ccproxy.net.passed import PREFIX, Passed, inodeOf, takePassed
 from ccproxy.net.restarting import HANDED_OVER
 from ccproxy.net.rights import MOST_HELD, Received, RightsSocket
 from ccproxy.net.store import MOST_NAMES, DescriptorStore
 from ccproxy.net.transport import skipUsed
-from ccproxy.service.handover import STATE, Handover, HandoverForm, _waiting
+from ccproxy.service.handover import STATE, Handover, HandoverForm
 from ccproxy.service.journal import (
     JOURNAL,
     MOST_STAGED,
@@ -231,9 +232,9 @@ class JournalTests(SynchronousTestCase):
         os.write(writing, b"command")
         os.close(writing)
         for _ in range(2):
-            self.assertEqual(_waiting(reading), b"command")
+            self.assertEqual(waitingIn(reading), b"command")
         os.read(reading, 100)
-        self.assertEqual(_waiting(reading), b"")
+        self.assertEqual(waitingIn(reading), b"")
 
     def test_order(self) -> None:
         """

@@ -20,16 +20,17 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.net.notify import Notifier
+from ccproxy.net.outliving import sealedFile
 from ccproxy.net.passed import Passed, inodeOf
 from ccproxy.net.store import SPARE, DescriptorStore
-from ccproxy.service.handover import CONNECTIONS, _memfd
+from ccproxy.service.handover import CONNECTIONS
 
 
 class MemfdTests(SynchronousTestCase):
     """The state is for the next process alone, and as it was written."""
 
     def setUp(self) -> None:
-        self.file = _memfd(b"state")
+        self.file = sealedFile(b"state")
         self.addCleanup(os.close, self.file)
 
     def refused(self, number: int, call: Any, *arguments: Any) -> None:
