@@ -35,7 +35,7 @@ from ..net.protocols import AgentChannel
 from ..net.store import DescriptorStore
 from ..net.transport import StreamTransport, skipUsed
 from .journal import JOURNAL, STAGING, Journal, readJournal
-from .pods import ListeningForm, Pods
+from .pods import ListeningForm, Pods, listeningForm
 
 if TYPE_CHECKING:
     from socket import socket
@@ -295,37 +295,7 @@ class Handover:
             nothing in a way that its peers would notice.
         """
         self._registry.flush()
-        transports: dict[Key, StreamTransport] = {}
-
-        def keyOf(connection: IConnection) -> Key:
-            assert isinstance(connection, StreamTransport)
-            key = inodeOf(connection.fileno())
-            if key:
-                transports[key] = connection
-            return key
-
-        snapshot = write(self._registry, keyOf)
-        form = HandoverForm(
-            writer=__version__,
-            snapshots=[snapshot],
-            rests={key: each.rest for key, each in transports.items() if each.rest},
-            channels=self._connector.written(),
-            pods=self._pods.forms(),
-            generation=0 if self._journal is None else self._journal.generation,
-            consoles=writeConsoles(self._registry.vms.values()),
-        )
-        descriptors = [
-            each.fileno()
-            for key, each in transports.items()
-            if key not in self.store.sockets
-        ]
-        descriptors += self._connector.consoles()
-        descriptors += [each.fileno() for each in self._pods.listeners.values()]
-        if listener is not None and listener.made is not None:
-            key = inodeOf(listener.fileno())
-            form = attrs.evolve(form, listening=ListeningForm(key, listener.path, listener.made))
-            if key not in self.store.sockets:
-                descriptors.append(listener.fileno())
+        form, descriptors = self._written(listener)
         data = seal(_encoder.encode(form))
         state = sealedFile(data)
         try:
@@ -355,6 +325,36 @@ class Handover:
             bytes=len(data),
         )
         return True
+
+    def _written(self, listener: UNIXListener | None) -> tuple[HandoverForm, list[int]]:
+        """What is handed over, and the descriptors that go with it and are not kept already."""
+        transports: dict[Key, StreamTransport] = {}
+
+        def keyOf(connection: IConnection) -> Key:
+            assert isinstance(connection, StreamTransport)
+            key = inodeOf(connection.fileno())
+            if key:
+                transports[key] = connection
+            return key
+
+        pods, listeners = self._pods.forms(), self._pods.listeners
+        form = HandoverForm(
+            writer=__version__,
+            snapshots=[write(self._registry, keyOf)],
+            rests={key: each.rest for key, each in transports.items() if each.rest},
+            channels=self._connector.written(),
+            listening=listeningForm(listener),
+            pods=pods,
+            generation=0 if self._journal is None else self._journal.generation,
+            consoles=writeConsoles(self._registry.vms.values()),
+        )
+        sockets = {key: each.fileno() for key, each in transports.items()}
+        sockets.update((pod.key, listeners[pod.path].fileno()) for pod in pods)
+        if listener is not None and form.listening is not None:
+            sockets[form.listening.key] = listener.fileno()
+        kept = self.store.sockets
+        descriptors = [each for key, each in sockets.items() if key not in kept]
+        return form, descriptors + self._connector.consoles()
 
 
 def _peers(form: HandoverForm) -> dict[Key, str]:

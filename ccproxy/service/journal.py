@@ -32,7 +32,7 @@ from ..net.passed import inodeOf
 from ..net.polling import Poller
 from ..net.store import DescriptorStore
 from ..net.transport import StreamTransport
-from .pods import ListeningForm, Pods
+from .pods import ListeningForm, Pods, listeningForm
 
 #: How the name of a journal begins under which the manager keeps it.
 JOURNAL = "journal-"
@@ -162,10 +162,9 @@ class Journal:
         """
         self._pods = pods
         pods.whenChanged = self._podsChanged
-        if listener is not None and listener.made is not None:
-            key = inodeOf(listener.fileno())
-            self._listening = ListeningForm(key, listener.path, listener.made)
-            self._store.keepSocket(key, listener.fileno())
+        self._listening = listeningForm(listener)
+        if listener is not None and self._listening is not None:
+            self._store.keepSocket(self._listening.key, listener.fileno())
         self._podsChanged()
         self._registry.whenChanged = self.changed
         self._poller.whenRest = self._restChanged

@@ -48,6 +48,13 @@ class ListeningForm:
     served: bool = False
 
 
+def listeningForm(listener: UNIXListener | None) -> ListeningForm | None:
+    """The client socket, if there is one whose file we have made."""
+    if listener is None or listener.made is None:
+        return None
+    return ListeningForm(inodeOf(listener.fileno()), listener.path, listener.made)
+
+
 class CannotJoin(CCProxyError):
     """A socket is none that a pod can be served on."""
 
