@@ -131,8 +131,12 @@ class Daemon:
     @property
     def child(self) -> int:
         """The process id of its only child: the daemon, of a supervisor."""
-        (child,) = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return int(child)
+        (child,) = self._children()
+        return child
+
+    def _children(self) -> list[int]:
+        found = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [int(child) for child in found]
 
     def spawn(self, output: int | None = None, inherited: Sequence[int] = ()) -> None:
         """
@@ -183,10 +187,14 @@ class Daemon:
         return self.wait()
 
     def clear(self) -> None:
-        """Kill it if it runs, and remove its folder."""
+        """Kill it if it runs, and those that it has started, and remove its folder."""
         if self.isAlive():
+            children = self._children()
             self.process.kill()
             self.process.wait()
+            for child in children:
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def log(self) -> str:
