@@ -29,12 +29,12 @@ from ..net.connecting import ChannelsForm, Connector
 from ..net.listening import UNIXListener
 from ..net.ordinary import attach
 from ..net.outliving import contentsOf, sealedFile, waitingIn
-from ..net.passed import Passed, inodeOf, takePassed
+from ..net.passed import Passed, takePassed
 from ..net.polling import Poller
 from ..net.protocols import AgentChannel
 from ..net.store import DescriptorStore
 from ..net.transport import StreamTransport, skipUsed
-from .journal import JOURNAL, STAGING, Journal, readJournal
+from .journal import JOURNAL, STAGING, Journal, keysInto, readJournal
 from .pods import ListeningForm, Pods, listeningForm
 
 if TYPE_CHECKING:
@@ -329,18 +329,10 @@ class Handover:
     def _written(self, listener: UNIXListener | None) -> tuple[HandoverForm, list[int]]:
         """What is handed over, and the descriptors that go with it and are not kept already."""
         transports: dict[Key, StreamTransport] = {}
-
-        def keyOf(connection: IConnection) -> Key:
-            assert isinstance(connection, StreamTransport)
-            key = inodeOf(connection.fileno())
-            if key:
-                transports[key] = connection
-            return key
-
         pods, listeners = self._pods.forms(), self._pods.listeners
         form = HandoverForm(
             writer=__version__,
-            snapshots=[write(self._registry, keyOf)],
+            snapshots=[write(self._registry, keysInto(transports))],
             rests={key: each.rest for key, each in transports.items() if each.rest},
             channels=self._connector.written(),
             listening=listeningForm(listener),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from struct import Struct
 from typing import Optional
 
@@ -309,18 +309,10 @@ class Journal:
 
     def _vm(self, vm: VM, send: bool = True) -> None:
         now: dict[Key, StreamTransport] = {}
-
-        def keyOf(connection: IConnection) -> Key:
-            assert isinstance(connection, StreamTransport)
-            key = inodeOf(connection.fileno())
-            if key:
-                now[key] = connection
-            return key
-
         before = self._connections.pop(vm.serial, set())
         known = vm.state is not VMState.GONE or vm in self._registry.leaving
         if known or vm.processes.sessions:
-            snapshot = writeVM(vm, keyOf)
+            snapshot = writeVM(vm, keysInto(now))
             self._connections[vm.serial] = set(now)
             form = EntryForm(vm.serial, snapshot, self._connector.channelsOf(vm))
             handled = {each.connection: each.handled for each in snapshot.clients}
@@ -352,6 +344,23 @@ class Journal:
     def _write(self, data: bytes) -> None:
         # All or nothing of it counts for who reads it, so it need not be atomic.
         self._size += os.write(self._file, data)
+
+
+def keysInto(found: dict[Key, StreamTransport]) -> Callable[[IConnection], Key]:
+    """
+    What names connections by their sockets' inodes.
+
+    @param found: gets those that were named and are open.
+    """
+
+    def keyOf(connection: IConnection) -> Key:
+        assert isinstance(connection, StreamTransport)
+        key = inodeOf(connection.fileno())
+        if key:
+            found[key] = connection
+        return key
+
+    return keyOf
 
 
 def _encoded(form: EntryForm) -> bytes:
