@@ -13,6 +13,7 @@ from typing import Any
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from ..agent.service import EmbeddedAgent
 from ..errors import CCProxyError
@@ -58,9 +59,11 @@ class EmbeddedVM(MultiService):
         agent.setServiceParent(self)
         super().startService()
         self._registering = Deferred.fromCoroutine(self._register(control, io))
-        self._registering.addErrback(
-            lambda failure: self.log.failure("embedded VM {vm}", failure, vm=self._name)
-        )
+        self._registering.addErrback(self._failed)
+
+    def _failed(self, failure: Failure) -> None:
+        if self.running:  # else it is the stop that has cancelled the registration
+            self.log.failure("embedded VM {vm}", failure, vm=self._name)
 
     async def _register(self, control: str, io: str) -> None:
         try:
@@ -92,6 +95,8 @@ class EmbeddedVM(MultiService):
         try:
             await agent
         finally:
+            for service in list(self):
+                service.disownServiceParent()  # the next start has an agent of its own
             if self._directory is not None:
                 shutil.rmtree(self._directory, ignore_errors=True)
 

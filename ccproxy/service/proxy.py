@@ -30,7 +30,7 @@ from .logging import DaemonLog
 from .logsinks import missingSinks
 from .pod import PodService
 from .pods import Pods
-from .restart import Restart
+from .restart import Restart, stopInTime
 from .settings import Settings
 from .systemd import SystemdService
 
@@ -274,18 +274,12 @@ class ProxyService(MultiService):
 
     async def _stop(self) -> None:
         self.systemd.stopping()
-        await _done(self.listeningService.stopService())
+        await stopInTime(self.listeningService, "client socket", self._reactor)
         await self.registry.drain()
-        await _done(self.embedded.stopService())
+        await stopInTime(self.embedded, "embedded VMs", self._reactor)
         Service.stopService(self)
         # The connections end last, so that the others can still say what there is to say.
         for service in reversed(list(self)):
             if service not in (self.listeningService, self.embedded):
-                await _done(service.stopService())
+                await stopInTime(service, type(service).__name__, self._reactor)
         self.log.info("stopped", event="stopped")
-
-
-async def _done(result: Any) -> None:
-    """Wait for what a C{stopService} has returned."""
-    if isinstance(result, Deferred):
-        await result

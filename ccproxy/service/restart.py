@@ -24,6 +24,33 @@ if TYPE_CHECKING:
 
 #: Seconds that the log may take for its last lines.
 FLUSH_TIMEOUT = 2.0
+#: Seconds that a service may take to stop. A machine of processes gives up after 10 of them.
+STOP_TIMEOUT = 15.0
+
+
+async def stopInTime(service: Any, name: str, reactor: Any) -> None:
+    """
+    Stop a service. If that fails or takes more than L{STOP_TIMEOUT}, log it and go on.
+
+    @param name: what the log calls the service.
+    @param reactor: measures the time.
+    """
+    began = reactor.seconds()
+    try:
+        stopping = service.stopService()
+        if isinstance(stopping, Deferred):
+            await stopping.addTimeout(STOP_TIMEOUT, reactor)
+    except Exception:
+        Restart.log.failure("{service}: the stop has failed", event="stop-failed", service=name)
+    else:
+        # A list of Deferreds that is cancelled does not fail.
+        if reactor.seconds() - began >= STOP_TIMEOUT:
+            Restart.log.error(
+                "{service}: not stopped within {seconds:g} s; going on without waiting",
+                event="stop-failed",
+                service=name,
+                seconds=STOP_TIMEOUT,
+            )
 
 
 class Restart:
@@ -107,10 +134,7 @@ class Restart:
         return self.keeps
 
     async def _handOver(self, insist: bool) -> None:
-        embedded: Any = self._proxy.embedded
-        stopping = embedded.stopService()
-        if isinstance(stopping, Deferred):
-            await stopping
+        await stopInTime(self._proxy.embedded, "embedded VMs", self._reactor)
         listener, handover = self._proxy.listeningService.listener, self._handover
         done = False
         try:
@@ -122,7 +146,7 @@ class Restart:
             self._end()
         self._underWay = False
         if not insist:
-            embedded.startService()
+            self._proxy.embedded.startService()
             return
         try:
             self._reactor.stop()

@@ -14,6 +14,8 @@ from twisted.internet.task import deferLater
 
 from ccproxy.agent import listening
 from ccproxy.agent.service import EmbeddedAgent
+from ccproxy.service.embedded import EmbeddedVM
+from ccproxy.service.settings import Settings
 from ccproxy.test.agentdoubles import execcmd
 from ccproxy.test.agenthost import AgentTestCase, reactor
 from ccproxy.wire.codes import ControlCode, Dialect
@@ -112,6 +114,17 @@ class SocketTests(AgentTestCase):
         await self.boot()
         await self.stop()
         await self.boot()
+
+    async def test_restartEmbedded(self) -> None:
+        """So is an embedded VM, in a folder of its own each time."""
+        folders: list[str] = []
+        settings = Settings(socketPath=self.controlPath + ".proxy")
+        service = EmbeddedVM("vm", settings, reactor, folders.append)
+        for nth in range(2):
+            service.startService()
+            self.assertEqual(sorted(os.listdir(folders[nth])), ["control", "io"])
+            await service.stopService()
+            self.assertFalse(os.path.exists(folders[nth]))
 
     def test_pathTaken(self) -> None:
         """A path that cannot be listened on is a clear error, and nothing stays."""

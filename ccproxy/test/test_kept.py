@@ -10,11 +10,13 @@ import os
 import socket
 import time
 from array import array
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import attrs
 import msgspec
+from twisted.internet.defer import Deferred, DeferredList, TimeoutError, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -43,7 +45,7 @@ from ccproxy.service.journal import (
     _encoded,
     readJournal,
 )
-from ccproxy.service.restart import Restart
+from ccproxy.service.restart import STOP_TIMEOUT, Restart
 from ccproxy.tools import supervise
 from ccproxy.tools.supervise import MOST_DELAY, STEADY, Store, Supervisor
 from ccproxy.wire.codes import Command, ControlCode, Dialect
@@ -391,22 +393,68 @@ class RestartTests(SynchronousTestCase):
         self.assertIn(f"{JOURNAL}2", store.kept)
         self.assertFalse(store.kept.keys() & {STATE, f"{JOURNAL}1"})
 
-    def test_failure(self) -> None:
-        """A handover that fails in a way nobody thought of is no end of all restarts and stops."""
-        stops: list[int] = []
+    def restart(self, stopEmbedded: Callable[[], object]) -> tuple[Restart, Any, list[str]]:
+        """
+        A restart that is wanted, its reactor, and what has happened, in order.
+
+        @param stopEmbedded: stops the embedded VMs.
+        """
+        happened: list[str] = []
         proxy: Any = SimpleNamespace(
             systemd=SimpleNamespace(notifier=SimpleNamespace(present=True)),
             listeningService=SimpleNamespace(listener=None),
-            embedded=SimpleNamespace(stopService=lambda: None, startService=lambda: None),
+            embedded=SimpleNamespace(
+                stopService=stopEmbedded, startService=lambda: happened.append("started")
+            ),
         )
         settings: Any = SimpleNamespace(keepDescriptors=True)
-        reactor = SimpleNamespace(stop=lambda: stops.append(1))
+        reactor: Any = Clock()
+        reactor.stop = lambda: happened.append("stopped")
         restart = Restart(proxy, settings, reactor, {}, lambda: settings)
-        restart._handover = SimpleNamespace()  # type: ignore[assignment]
+
+        def handOver(listener: object) -> bool:
+            happened.append("tried")
+            raise ValueError("handing over has failed")
+
+        restart._handover = SimpleNamespace(handOver=handOver)  # type: ignore[assignment]
+        return restart, reactor, happened
+
+    def test_failure(self) -> None:
+        """A handover that fails in any way prevents no later restart and no later stop."""
+        restart, _, happened = self.restart(lambda: None)
         for insist in (False, True):
             self.assertTrue(restart.begin(insist))
-            self.assertEqual(len(self.flushLoggedErrors(AttributeError)), 1)
-        self.assertEqual(stops, [1])
+            self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+        self.assertEqual(happened, ["tried", "started", "tried", "stopped"])
+
+    def test_embeddedFails(self) -> None:
+        """Embedded VMs that cannot be stopped do not keep the daemon from handing over."""
+
+        def stop() -> None:
+            raise OSError("the stop has failed")
+
+        for stopping in (stop, lambda: fail(OSError("the stop has failed"))):
+            restart, _, happened = self.restart(stopping)
+            for _ in range(2):
+                restart.begin()
+                self.assertEqual(len(self.flushLoggedErrors(OSError, ValueError)), 2)
+            self.assertEqual(happened, ["tried", "stopped"] * 2)
+
+    def test_embeddedHangs(self) -> None:
+        """Nor do those whose stop takes for ever, longer than until its deadline."""
+        stopping: list[Callable[[], object]] = [Deferred]
+        stopping.append(lambda: DeferredList([Deferred()], consumeErrors=True))
+        for stop in stopping:
+            restart, clock, happened = self.restart(stop)
+            for nth in range(2):
+                restart.begin()
+                restart.begin()
+                clock.advance(STOP_TIMEOUT - 1)
+                self.assertEqual(happened, ["tried", "stopped"] * nth)
+                clock.advance(1)
+                self.assertEqual(happened, ["tried", "stopped"] * (nth + 1))
+                self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+            self.flushLoggedErrors(TimeoutError)
 
 
 class StoreTests(SynchronousTestCase):
