@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import LimitReached, RequestError
 from ..wire.codes import Dialect
-from ..wire.messages import AsyncEvent
+from ..wire.messages import LOST_STATUS, AsyncEvent
 from .session import FIRST_PROCESS, Session
 from .states import SessionState
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 #: The sequence numbers of the null session: docs/protocol, "Relocation".
 NULL_STDIO = 1
 FIRST_STDIO = 3
-#: Where the numbers of a VM begin whose agent may still run processes of an earlier registration.
-LATE_STDIO = 1 << 32
 #: What an event calls a process that has no id.
 NO_PROCESS_ID = "(null)"
 
@@ -30,22 +28,27 @@ class Processes:
 
     @ivar sessions: all that have not ended.
     @ivar numbers: those whose start was sent, by each of their sequence numbers.
+    @ivar base: what is added to every sequence number; 0 for a VM whose READY came.
     """
 
-    __slots__ = ("_named", "_nextStdio", "_nullFree", "_vm", "numbers", "sessions")
+    __slots__ = ("_named", "_nextStdio", "_nullFree", "_vm", "base", "numbers", "sessions")
 
     def __init__(self, vm: VM) -> None:
         self._vm = vm
         self.sessions: set[Session] = set()
         self.numbers: dict[int, Session] = {}
         self._named: dict[tuple[str, str | None], Session] = {}
+        self.base = 0
         self._nextStdio = FIRST_STDIO
         self._nullFree = True
 
     def beginLate(self) -> None:
-        """The agent may run processes of an earlier registration: ours get other numbers."""
-        self._nextStdio = LATE_STDIO + 2 * int(self._vm.registry.wallClock())
-        self._nullFree = False
+        """
+        Move all numbers by a fresh base, before the first one is handed out: the agent may run
+        processes of an earlier registration.
+        """
+        self.base = self._vm.registry.makeBase()
+        self._nextStdio += self.base
 
     def new(self, token: str | None = None) -> Session:
         """A session with the next pair of numbers."""
@@ -102,7 +105,8 @@ class Processes:
         self.makeRoom(1)
         if self._nullFree:
             self._nullFree = False
-            session = Session(self._vm, NULL_STDIO, self._vm.registry.clock.seconds())
+            stdio = self.base + NULL_STDIO
+            session = Session(self._vm, stdio, self._vm.registry.clock.seconds())
             self.sessions.add(session)
         else:
             session = self.new()
@@ -113,7 +117,7 @@ class Processes:
         """C{session} has ended."""
         self.end(session)
         self.sessions.discard(session)
-        if session.stdio == NULL_STDIO:
+        if session.stdio == self.base + NULL_STDIO:
             self._nullFree = True
         self.dropToken(session)
 
@@ -149,18 +153,31 @@ class Processes:
         """hyperstart 1.x tells that a process has ended."""
         if event.event and self._vm.dialect.isHyperstart:
             self._vm.learn(Dialect.HYPERSTART1)
-        session = self._named.get((event.container, event.process))
-        if session is None and event.process == NO_PROCESS_ID:
-            session = self._named.get((event.container, None)) or self._named.get(
-                (event.container, FIRST_PROCESS)
+        container, process = event.container or "", event.process or NO_PROCESS_ID
+        session = self._named.get((container, process))
+        if session is None and process == NO_PROCESS_ID:
+            session = self._named.get((container, None)) or self._named.get(
+                (container, FIRST_PROCESS)
             )
-        if session is None or event.event != "finished" or event.status is None:
+        if session is None or event.event != "finished":
             self._vm.log.info(
                 "dropped the event {name} of a process that is none of ours",
                 event="stray-event",
                 name=event.event[:32],
-                container=event.container[:128],
+                container=container[:128],
                 **self._vm.fields,
             )
             return
-        session.exitEvent(event.status & 0xFF)
+        status = event.exitStatus
+        if status is None and session.status is None:
+            status = LOST_STATUS
+            self._vm.log.warn(
+                "the agent told the exit status {told}, which is no integer from 0 to 255: the"
+                " process counts as exited with {status}",
+                event="bad-status",
+                told=bytes(event.status)[:64].decode("utf-8", "replace") or "(none)",
+                status=status,
+                **session.fields,
+            )
+        if status is not None:
+            session.exitEvent(status)

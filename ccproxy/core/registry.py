@@ -33,6 +33,15 @@ def randomToken() -> str:
     return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
 
 
+def randomBase() -> int:
+    """
+    What is added to the sequence numbers of a VM whose READY is past: an even number from 2^33 to
+    2^52. Earlier registrations of the VM have other numbers all but certainly, since no clock and
+    no counter decides, and all are below 2^53, as numbers in JSON must be.
+    """
+    return 2 * (2**32 + secrets.randbelow(2**51 - 2**32 + 1))
+
+
 @attrs.define(eq=False, slots=False)
 class Registry:
     """
@@ -46,6 +55,7 @@ class Registry:
     @ivar log: where events are noted.
     @ivar agentDialect: the dialect of all agents, where it is configured.
     @ivar makeToken: makes a new token.
+    @ivar makeBase: makes the base of the sequence numbers of a VM whose READY is past.
     @ivar vms: VMs by containerId, lost ones included, unregistered ones not.
     @ivar leaving: VMs that nobody knows any more and of whose channels one is still open.
     @ivar tokens: sessions by token.
@@ -73,6 +83,7 @@ class Registry:
     log: Logger = attrs.field(factory=Logger)
     agentDialect: Dialect | None = None
     makeToken: Callable[[], str] = randomToken
+    makeBase: Callable[[], int] = randomBase
     vms: dict[str, VM] = attrs.field(factory=dict)
     leaving: set[VM] = attrs.field(factory=set)
     tokens: dict[str, Session] = attrs.field(factory=dict)

@@ -358,6 +358,7 @@ class _Reader:
         processes, commands = vm.processes, vm.commands
         processes.sessions.update(self._sessions[place] for place in form.sessions)
         processes._nextStdio, processes._nullFree = form.nextStdio, form.nullFree
+        processes.base = form.base
         commands.waiting.extend(self._commands[place] for place in form.waiting)
         if form.inFlight is not None:
             commands.inFlight = self._commands[form.inFlight]

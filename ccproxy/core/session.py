@@ -16,7 +16,7 @@ import attrs
 from ..errors import AgentError, NotAShim, RegistryError, RequestError
 from ..wire.codes import ControlCode, Dialect, Stream
 from ..wire.frames import encodeProcessExited, encodeStream
-from ..wire.messages import IO_HEADER
+from ..wire.messages import IO_HEADER, LOST_STATUS
 from ..wire.payloads import Signal
 from .clock import Wait, cancel
 from .commands import SignalCommand, StartCommand, signalMessage
@@ -34,8 +34,6 @@ SIGKILL = 9
 SIGTERM = 15
 #: What hyperstart calls a container's first process that has no id.
 FIRST_PROCESS = "init"
-#: The exit status of a process whose VM was lost before it ended.
-LOST_STATUS = 255
 #: The most output in a frame, so that one is never sent in part: L{MOST_PER_SEND} says why. Agents'
 #: messages are much shorter, as a rule.
 MOST_PER_FRAME = MOST_PER_SEND - IO_HEADER.size
@@ -326,7 +324,7 @@ class Session:
 
         @param status: 0 to 255.
         """
-        self.status = status & 0xFF
+        self.status = status
         detached = self.state is SessionState.DETACHED
         if self.state is SessionState.STARTING or (detached and not self._acked):
             return  # until the answer to the start has gone to its client

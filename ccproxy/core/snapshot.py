@@ -241,6 +241,7 @@ class VMForm:
     @ivar waits: what happens in how many seconds: a wait's name, and its argument.
     @ivar clients: those attached to it.
     @ivar sessions: those that have not ended.
+    @ivar base: what is added to the sequence numbers of its sessions.
     @ivar waiting: commands that were not sent.
     @ivar inFlight: the command that was not answered.
     @ivar parked: starts that wait for their shims, and for how many seconds more.
@@ -268,6 +269,7 @@ class VMForm:
     sessions: list[Place] = attrs.field(factory=list)
     nextStdio: Count = 0
     nullFree: bool = True
+    base: Count = 0
     waiting: list[Place] = attrs.field(factory=list)
     inFlight: Optional[Place] = None
     asked: bool = False

@@ -317,6 +317,7 @@ class _Writer:
             sessions=self._sessions.all(processes.sessions),
             nextStdio=processes._nextStdio,
             nullFree=processes._nullFree,
+            base=processes.base,
             waiting=self._commands.all(commands.waiting),
             inFlight=self._commands.maybe(commands.inFlight),
             asked=commands._asked,

@@ -343,6 +343,7 @@ class World:
             agentDialect=old.agentDialect,
             wallClock=old.wallClock,
             makeToken=old.makeToken,
+            makeBase=old.makeBase,
         )
         resumed = resume(self.registry, [decode(body, type=Snapshot)], connections)
         for key, sink in resumed.sinks.items():

@@ -107,7 +107,7 @@ class Guest:
         self.notify = False
         self.asked = self.closed = self.controlEnded = self.ioEnded = False
         self.nextStdio = 3
-        self.late = False
+        self.base = 0
         self.tracks: dict[int, Track] = {}
         self.procs: list[Proc] = []
         self.queue: list[Entry] = []
@@ -150,8 +150,8 @@ class Guest:
         """The agent is READY."""
         self.state = "registered"
         if late:
-            self.nextStdio = (1 << 32) + 2 * int(1_000_000 + self.model.now)
-            self.late = True
+            self.base = self.model.base
+            self.nextStdio += self.base
         peer = self.call.peer
         peer.registering = None
         peer.guest = self
@@ -342,10 +342,11 @@ class Guest:
 
     def _ownTrack(self) -> Track:
         """The session of a process without a token."""
-        null = self.tracks.get(1)
-        if self.late or (null is not None and null.state != "ended"):
+        number = self.base + 1
+        null = self.tracks.get(number)
+        if null is not None and null.state != "ended":
             return self.newTrack()
-        track = self.tracks[1] = Track(self, 1)
+        track = self.tracks[number] = Track(self, number)
         return track
 
     def _skip(self, entry: Entry) -> None:

@@ -39,16 +39,22 @@ class Model:
         )
         self.limits = self.world.registry.limits
         self.world.registry.makeToken = self._makeToken
+        self.world.registry.makeBase = self._makeBase
         self.names: dict[str, Guest] = {}
         self.guests: list[Guest] = []
         self.peers: list[Peer] = []
         self.tokens: dict[str | None, Track] = {}
+        self.base = 0
         self._made = self._predicted = self._nonce = self._events = 0
 
     @property
     def now(self) -> float:
         """Now."""
         return self.world.clock.seconds()
+
+    def _makeBase(self) -> int:
+        self.base += 1 << 33
+        return self.base
 
     def _makeToken(self) -> str:
         self._made += 1

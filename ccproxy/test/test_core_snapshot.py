@@ -388,7 +388,7 @@ class CompletenessTests(SynchronousTestCase):
         " crashLoss",
         HeldSignals: "_held _session",
         Starts: "_parked _vm",
-        Processes: "_named _nextStdio _nullFree _vm numbers sessions",
+        Processes: "_named _nextStdio _nullFree _vm base numbers sessions",
         Flow: "_due _readSince _shim _vm _wait blocked blocker since",
         ControlQueue: "_asked _reported _vm _wait _waitUntil inFlight waiting",
         ControlCommand: "arrived client expired name sent sentAt",

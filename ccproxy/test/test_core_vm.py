@@ -5,12 +5,14 @@ VMs: registration, tokens, loss, and what remains.
 from __future__ import annotations
 
 import gc
+import secrets
 import weakref
 from itertools import product
 
 import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
+from ccproxy.core.registry import randomBase
 from ccproxy.core.states import VMState
 from ccproxy.wire.codes import Command, ControlCode, Dialect, FrameType, Stream
 from ccproxy.wire.frames import Frame
@@ -197,23 +199,57 @@ class LateReadyTests(SynchronousTestCase):
         shim = self.world.shim(token)
         self.client.hyper("newcontainer", startData(), [token])
         number = msgspec.json.decode(self.agent.command().body)["process"]["stdio"]
-        self.assertEqual(number, (1 << 32) + 2 * 1_000_012)
-        self.assertLess((1 << 32) + 2 * 8_000_000_000, 1 << 53)
+        self.assertGreater(number, 1 << 33)
         self.agent.ack()
         self.client.frame()
         self.agent.output(number, b"out")
         self.assertEqual(brief(shim.frames()), [(FrameType.STREAM, b"out")])
         self.assertEqual(self.world.logged("vm-registered")[0]["vm"], "vm")
 
-    def test_withoutToken(self) -> None:
-        """The null session's numbers may be in use there: they are not used."""
+    def numbers(self) -> list[tuple[int, str]]:
+        """The numbers and ids of a process with a token and of two without, registered late."""
+        self.world = World(Dialect.HYPERSTART1)
+        self.agent, self.client = begin(self.world, streams=1)
         self.world.clock.advance(3)
         self.agent.ack()
-        self.client.frame()
         self.agent.commands()
-        self.client.hyper("newcontainer", startData())
-        number = msgspec.json.decode(self.agent.command().body)["process"]["stdio"]
-        self.assertGreater(number, 1 << 32)
+        (token,) = tokensOf(self.client.frame())
+        self.world.shim(token)
+        numbers = []
+        for tokens in ([token], [], []):
+            self.client.hyper("execcmd", startData("execcmd"), tokens)
+            process = msgspec.json.decode(self.agent.command().body)["process"]
+            numbers.append((process["stdio"], process["id"]))
+            self.assertEqual(process["stderr"], process["stdio"] + 1)
+            self.agent.ack()
+            self.client.frame()
+            self.world.restart()
+        return numbers
+
+    def test_base(self) -> None:
+        """
+        Numbers and ids begin at a random even base: registrations at the same time by the same
+        clock have other numbers, and none is so large that JSON does not carry it.
+        """
+        bases = []
+        for _ in range(50):
+            numbers = self.numbers()
+            base = numbers[0][0] - 3
+            expected = [(number, str(number)) for number in (base + 3, base + 1, base + 5)]
+            self.assertEqual(numbers, expected)
+            self.assertTrue(1 << 33 <= base <= 1 << 52 and base % 2 == 0, base)
+            bases.append(base)
+        self.assertEqual(len(set(bases)), 50)
+        # None is a neighbour of another, as those of a counter or a clock would be.
+        bases.sort()
+        gaps = (after - before for before, after in zip(bases, bases[1:], strict=False))
+        self.assertGreater(min(gaps), 1 << 20)
+
+    def test_bounds(self) -> None:
+        """The least and the largest base."""
+        for below, base in ((lambda n: 0, 1 << 33), (lambda n: n - 1, 1 << 52)):
+            self.patch(secrets, "randbelow", below)
+            self.assertEqual(randomBase(), base)
 
     def test_staleAnswers(self) -> None:
         """Answers of an earlier connection that come first are nobody's."""

@@ -105,7 +105,7 @@ class PastReadyTests(FaultTestCase):
         for cut, vm in enumerate(self.registered(agents)):
             vm.agent.io.write(old[cut:] + old + encodeIO(3) + encodeIO(3, b"\x01"))
             process = vm.start()
-            self.assertGreater(process.number, 1 << 32, "P20: a number of an earlier registration")
+            self.assertGreater(process.number, 1 << 33, "P20: a number of an earlier registration")
             self.assertWorks(process, f"P20: the channel begins at byte {cut}")
 
     def test_insideMessageNothingElse(self) -> None:

@@ -161,7 +161,7 @@ class ReadyTests(ProcessTestCase):
         shim = self.shim(tokens[0])
         client.hyper("execcmd", {"container": "c", "process": {"args": ["a"]}}, tokens)
         number = agent.data(ControlCode.EXECCMD)["process"]["stdio"]
-        self.assertGreater(number, 1 << 32)
+        self.assertGreater(number, 1 << 33)
         self.assertLess(number, 1 << 53)
         agent.sendIO(3, b"of an earlier life")
         agent.sendIO(number, b"mine")

@@ -12,6 +12,7 @@ from typing import Optional
 
 import attrs
 import msgspec
+from msgspec import Raw
 
 from ..errors import RemoteProtocolError
 from .decoder import Buffer, StreamDecoder
@@ -20,6 +21,9 @@ from .decoder import Buffer, StreamDecoder
 CONTROL_HEADER = Struct(">II")
 #: sequence number, length.
 IO_HEADER = Struct(">QI")
+#: The exit status of a process whose own one is unknown: its VM was lost, or the agent told a value
+#: that is no integer from 0 to 255. It is the largest exit status, too.
+LOST_STATUS = 255
 #: The default limit of a message from an agent, in bytes, header included.
 MAX_MESSAGE = 1 << 20
 
@@ -103,13 +107,24 @@ class AsyncEvent:
     @ivar event: what has happened; C{finished} is the only one known.
     @ivar container: the process's container.
     @ivar process: the process's id, or the text C{(null)} where it had none.
-    @ivar status: the exit status.
+    @ivar status: the exit status as the agent wrote it; empty if it is absent.
     """
 
     event: str
-    container: str = ""
-    process: str = ""
-    status: Optional[int] = None
+    container: Optional[str] = None
+    process: Optional[str] = None
+    status: Raw = Raw()
+
+    @property
+    def exitStatus(self) -> int | None:
+        """
+        The exit status, or L{None} if it is no integer from 0 to 255. Neither C{true} nor C{1.0}
+        is an integer.
+        """
+        text = bytes(self.status)
+        # JSON has no leading zeros, so a longer text is a larger number.
+        status = int(text) if len(text) <= 3 and text.isdigit() else LOST_STATUS + 1
+        return status if status <= LOST_STATUS else None
 
 
 _eventDecoder = msgspec.json.Decoder(AsyncEvent)
