@@ -133,7 +133,7 @@ class Process:
     def ended(self, returncode: int) -> None:
         """It has ended, and all its output was sent."""
         if returncode >= 0:
-            self.status = returncode & 0xFF
+            self.status = returncode
         else:
             self.status = 128 - returncode if self.agent.cc else 0
         self.running = None

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from zope.interface import implementer
 
+from ..wire.messages import LOST_STATUS
 from .descriptors import Reader, Signpost, Writer
 from .interfaces import IRunning, IRunningSink, Program, StartError
 
@@ -145,6 +146,11 @@ class RunningProgram:
         self._outputs.clear()
 
     def _exitReached(self) -> None:
+        try:
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            # Somebody else has reaped it. Popen would take that for success.
+            self._popen.returncode = LOST_STATUS
         self._popen.wait()
         self.exited = True
         self._reaped(self)

@@ -29,6 +29,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 
@@ -43,11 +44,13 @@ from ..errors import (
 from ..wire import payloads
 from ..wire.codes import Command, FrameType, Stream
 from ..wire.frames import Frame, FrameDecoder, encodeFrame, encodeStream
+from ..wire.messages import LOST_STATUS
 from .address import DEFAULT_SOCKET, socketPath
 
 #: The longest payload of a stdin frame that we send, in bytes; the agents' own pace is slower.
 STDIN_FRAME = 8192
 _READ_SIZE = 65536
+_log = Logger()
 
 
 class IProcessOutput(Interface):
@@ -181,9 +184,16 @@ class ProxyClient(Protocol):
         elif frame.type is FrameType.NOTIFICATION:
             # ProcessExited is the only one; a later version's others can be passed over.
             if frame.opcode == 0:
+                status = frame.payload[0] if len(frame.payload) == 1 else LOST_STATUS
                 if len(frame.payload) != 1:
-                    raise RemoteProtocolError("exit status that is not one byte")
-                self.output.exited(frame.payload[0])
+                    _log.warn(
+                        "the proxy told an exit status of {size} bytes instead of one: the process"
+                        " counts as exited with {status}",
+                        event="bad-status",
+                        size=len(frame.payload),
+                        status=status,
+                    )
+                self.output.exited(status)
         elif frame.opcode == Stream.STDOUT:
             self.output.stdout(frame.payload)
         elif frame.opcode == Stream.STDERR:

@@ -63,6 +63,16 @@ class ProcessTests(AgentTestCase):
         await self.io.until(lambda: (3, b"") in self.io.got)
         self.assertEqual(self.io.got, [(3, b"out\n"), (3, b"")])
 
+    async def test_reapedByAnother(self) -> None:
+        """A process whose status somebody else has taken does not count as a success."""
+        await self.boot()
+        await self.run_("echo $$; exec sleep 60")
+        await self.printed(b"\n")
+        pid = int(self.io.read(3))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        self.assertEqual(await self.ended(), 255)
+
     async def test_podFinished(self) -> None:
         """hyperstart 0.x sends the statuses when the last container has ended."""
         await self.boot(H0)

@@ -281,6 +281,12 @@ class StreamTests(ClientTestCase):
             self.output.events, [("stdout", b"out"), ("stderr", b"err"), ("exited", 7)]
         )
 
+    def test_exitStatusOfNoByte(self) -> None:
+        """An exit status that is not one byte ends the wait all the same, and is no success."""
+        for payload in (b"", b"\0\0"):
+            self.client.dataReceived(encodeFrame(FrameType.NOTIFICATION, 0, payload))
+        self.assertEqual(self.output.events, [("exited", 255), ("exited", 255)])
+
     def test_unknownOutput(self) -> None:
         """Streams and notifications of a later version are passed over."""
         self.client.dataReceived(
@@ -351,9 +357,6 @@ class BadProxyTests(ClientTestCase):
 
     def test_command(self) -> None:
         self.check(encodeFrame(FrameType.COMMAND, Command.HYPER), "command frame")
-
-    def test_exitStatus(self) -> None:
-        self.check(encodeFrame(FrameType.NOTIFICATION, 0), "one byte")
 
     def test_streamForRuntime(self) -> None:
         """A connection that is no shim gets no streams."""

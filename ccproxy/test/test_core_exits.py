@@ -18,10 +18,25 @@ from .memory import MemoryClient, World, errorText, startData
 INLINE = (Dialect.CC, Dialect.HYPERSTART0)
 
 
-def event(process: str, status: int | None = 0, container: str = "c1", **more: object) -> bytes:
+def event(process: str, status: int = 0, container: str = "c1", **more: object) -> bytes:
     """The body of an event."""
     fields = {"container": container, "process": process, "event": "finished", "status": status}
     return msgspec.json.encode({**fields, **more})
+
+
+#: Any JSON value, and an absent one.
+STATUSES = st.one_of(
+    st.integers().map(lambda number: b"%d" % number),
+    st.integers(0, 300).map(lambda number: b"%d" % number),
+    st.recursive(
+        st.none() | st.booleans() | st.text() | st.floats(allow_nan=False, allow_infinity=False),
+        lambda children: st.lists(children) | st.dictionaries(st.text(), children),
+        max_leaves=3,
+    ).map(msgspec.json.encode),
+    st.sampled_from(
+        [b"", b"256", b"-1", b"1.0", b"0.0", b"0e0", b"true", b"1e400", b"9" * 5000, b'"\xff"']
+    ),
+)
 
 
 def payloads(client: MemoryClient) -> list[bytes]:
@@ -156,6 +171,24 @@ class EventTests(SynchronousTestCase):
         self.event("3", 6)
         self.assertEqual(payloads(self.shim), [b"\x06"])
 
+    @given(STATUSES)
+    def test_noStatus(self, status: bytes) -> None:
+        """What is no integer from 0 to 255 becomes 255, never success, and ends the wait."""
+        for process in (b'"3"', b"null", b'"(null)"'):
+            self.setUp()
+            told = b"" if status == b"" else b',"status":' + status
+            body = b'{"container":"c1","process":%s,"event":"finished"%s}' % (process, told)
+            if process != b'"3"':
+                (session,) = (s for s in self.agent.vm.processes.sessions if s.container)
+                self.agent.vm.processes.end(session)
+                session.vm.processes.begin(session, "c1", None)
+            self.agent.output(3, b"out")
+            self.agent.say(ControlCode.PROCESS_ASYNC_EVENT, body)
+            self.agent.output(3)
+            right = status.isdigit() and int(status[:9]) <= 255
+            self.assertEqual(payloads(self.shim), [b"out", bytes([int(status) if right else 255])])
+            self.assertEqual(len(self.world.logged("bad-status")), not right)
+
     def test_overdue(self) -> None:
         """The end of the output is waited for so long, and no longer."""
         self.event("3", 6)
@@ -281,10 +314,9 @@ class EventTests(SynchronousTestCase):
         self.event("(null)", 1)
         self.agent.output(3)
         self.assertEqual(self.shim.frames(), [])
-        self.event("3", None)
         self.event("3", 1, event="started")
         self.assertEqual(self.shim.frames(), [])
-        self.assertEqual(len(self.world.logged("stray-event")), 6)
+        self.assertEqual(len(self.world.logged("stray-event")), 5)
 
     def test_names(self) -> None:
         """A client's own id is used; a live one cannot be used twice, a dead one can."""

@@ -8,6 +8,7 @@ from struct import Struct
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import Raw
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.errors import RemoteProtocolError
@@ -148,15 +149,14 @@ class EventTests(SynchronousTestCase):
     def test_finished(self) -> None:
         """The end of a process, with what is not known ignored."""
         body = b'{"container":"c","process":"p","event":"finished","status":7,"future":[]}'
-        self.assertEqual(readEvent(body), AsyncEvent("finished", "c", "p", 7))
+        self.assertEqual(readEvent(body), AsyncEvent("finished", "c", "p", Raw(b"7")))
         self.assertEqual(readEvent(b'{"event":"other"}'), AsyncEvent("other"))
 
     def test_none(self) -> None:
         """P3: what is no event is none, and no error."""
         for body in (
             b"", b"{", b"[]", b"null", b'"finished"', b"{}", b'{"event":5}', b'{"event":null}',
-            b'{"event":"finished","container":5}', b'{"event":"finished","status":"0"}',
-            b'{"event":"finished","status":1.5}', b'{"event":"\xff"}', b"\xff\xfe", b"[1,2]",
+            b'{"event":"finished","container":5}', b'{"event":"\xff"}', b"\xff\xfe", b"[1,2]",
             b'{"event":"x","more":' + b"[" * 200_000 + b"]" * 200_000 + b"}",
         ):  # fmt: skip
             self.assertIsNone(readEvent(body))
