@@ -7,7 +7,7 @@ from __future__ import annotations
 import gc
 import secrets
 import weakref
-from itertools import product
+from itertools import pairwise, product
 
 import msgspec
 from twisted.trial.unittest import SynchronousTestCase
@@ -242,7 +242,7 @@ class LateReadyTests(SynchronousTestCase):
         self.assertEqual(len(set(bases)), 50)
         # None is a neighbour of another, as those of a counter or a clock would be.
         bases.sort()
-        gaps = (after - before for before, after in zip(bases, bases[1:], strict=False))
+        gaps = (after - before for before, after in pairwise(bases))
         self.assertGreater(min(gaps), 1 << 20)
 
     def test_bounds(self) -> None:
