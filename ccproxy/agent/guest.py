@@ -54,6 +54,7 @@ def serve() -> None:
     from twisted.internet.epollreactor import EPollReactor
     from twisted.logger import globalLogBeginner, textFileLogObserver
 
+    from ..net.monotonic import useMonotonicTime
     from ..wire.codes import Dialect
     from .agent import Agent
     from .guestmachine import GuestMachine
@@ -61,6 +62,7 @@ def serve() -> None:
     from .protocols import ControlProtocol, IOProtocol
 
     reactor: Any = EPollReactor()
+    useMonotonicTime(reactor)
     globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
 
     def end() -> None:

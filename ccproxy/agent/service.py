@@ -13,6 +13,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
+from ..net.monotonic import useMonotonicTime
 from ..wire.codes import Dialect
 from .agent import Agent
 from .listening import SerialPort
@@ -48,6 +49,7 @@ class EmbeddedAgent(Service):
         @param dialect: which agent it plays: cc, hyperstart0 or hyperstart1.
         @param strict: whether it plays the real agents' weaknesses too, see L{Agent}.
         """
+        useMonotonicTime(reactor)
         self.reactor = reactor
         self.controlPath = controlPath
         self.ioPath = ioPath

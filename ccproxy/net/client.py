@@ -46,6 +46,7 @@ from ..wire.codes import Command, FrameType, Stream
 from ..wire.frames import Frame, FrameDecoder, encodeFrame, encodeStream
 from ..wire.messages import LOST_STATUS
 from .address import DEFAULT_SOCKET, socketPath
+from .monotonic import useMonotonicTime
 
 #: The longest payload of a stdin frame that we send, in bytes; the agents' own pace is slower.
 STDIN_FRAME = 8192
@@ -457,12 +458,14 @@ def connectUNIX(
     timeout: float = 5.0,
 ) -> Deferred[ProxyClient]:
     """
-    Connect to the proxy at a UNIX socket.
+    Connect to the proxy at a UNIX socket. The reactor keeps monotonic time from then on, so that no
+    step of the wall clock ends a wait early.
 
     @param url: C{unix://PATH}, or just the path.
     @param output: an L{IProcessOutput}, for a connection that becomes a shim.
     @param timeout: how long to try, in seconds.
     @raise ValueError: the address is none.
     """
+    useMonotonicTime(reactor)
     endpoint = UNIXClientEndpoint(reactor, socketPath(url), timeout)
     return connect(endpoint, reactor, output)

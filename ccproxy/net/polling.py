@@ -24,6 +24,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 
+from .monotonic import useMonotonicTime
+
 if TYPE_CHECKING:
     from .transport import StreamTransport
 
@@ -84,6 +86,7 @@ class Poller:
     _log = Logger()
 
     def __init__(self, reactor: Reactor) -> None:
+        useMonotonicTime(reactor)
         self.reactor = reactor
         self.scratch: memoryview | None = memoryview(bytearray(READ_SIZE))
         self._epoll = epoll()

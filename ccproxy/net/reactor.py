@@ -9,6 +9,7 @@ own is one descriptor. That saves a third of the CPU of a keystroke.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from twisted.internet.epollreactor import EPollReactor
@@ -25,6 +26,7 @@ class LedReactor(EPollReactor):
     """
 
     _leader: Poller | None = None
+    seconds = staticmethod(time.monotonic)
 
     def follow(self, leader: Poller | None) -> int:
         """See L{ILedReactor.follow}."""

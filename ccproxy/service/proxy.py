@@ -23,6 +23,7 @@ from ..core.registry import Registry
 from ..net.binding import ListeningSocket
 from ..net.connecting import Connector
 from ..net.listening import UNIXListener
+from ..net.monotonic import useMonotonicTime
 from ..net.polling import Poller
 from ..net.protocols import ProxyFactory
 from .dumping import StateDump
@@ -156,6 +157,7 @@ class ProxyService(MultiService):
         @param read: reads the configuration anew, where there is one.
         """
         super().__init__()
+        useMonotonicTime(reactor)
         self._settings = settings
         self._reactor = reactor
         self.registry = RegistryService(settings, reactor)

@@ -167,7 +167,8 @@ class LevelTests(SynchronousTestCase):
         nothing: Any = None
         log = DaemonLog(Settings(), [])
         health = Health(LoopLag(world.clock), 1.0, bool)
-        api = Api(world.registry, world.clock, health, 0.0, Events(world.clock), nothing, log=log)
+        events = Events(world.clock)
+        api = Api(world.registry, world.clock, health, (0.0, 0.0), events, nothing, log=log)
         answer = api.setLogLevel(Call(body=b'{"level": "WARNING"}'))
         self.assertEqual((answer.level, log.level), ("warn", "warn"))
         refused = self.assertRaises(Refused, api.setLogLevel, Call(body=b'{"level": "loud"}'))

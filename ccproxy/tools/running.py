@@ -31,7 +31,10 @@ def runReactor(command: str, work: Callable[[Any], Coroutine[Any, Any, int]]) ->
     from twisted.internet.defer import Deferred
     from twisted.python.failure import Failure
 
+    from ..net.monotonic import useMonotonicTime
+
     reactor: Any = anyReactor
+    useMonotonicTime(reactor)
     results: list[int | Failure] = []
 
     def done(result: int | Failure) -> None:

@@ -49,7 +49,7 @@ class Api:
 
     @ivar registry: all that it knows.
     @ivar health: whether it works.
-    @ivar startedAt: when it began to listen, in seconds since the epoch.
+    @ivar started: when it began to listen, in seconds since the epoch and of the clock.
     @ivar reactor: what it runs on.
     @ivar events: what happens.
     @ivar metrics: the page for Prometheus.
@@ -64,7 +64,7 @@ class Api:
     registry: Registry
     reactor: Any
     health: Health
-    startedAt: float
+    started: tuple[float, float]
     events: Events
     metrics: Metrics
     profiler: Profiler | None = None
@@ -78,7 +78,7 @@ class Api:
     def status(self, call: Call) -> views.Status:
         """The daemon."""
         level = self.log.level if self.log is not None else None
-        return looking.status(self.registry, self.startedAt, level)
+        return looking.status(self.registry, self.started, level)
 
     def limits(self, call: Call) -> Limits:
         """Its bounds and deadlines."""

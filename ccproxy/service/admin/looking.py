@@ -78,19 +78,19 @@ def _queued(vm: VM) -> int:
     return len(vm.commands.waiting) + (vm.commands.inFlight is not None)
 
 
-def status(registry: Registry, startedAt: float, logLevel: str | None) -> Status:
+def status(registry: Registry, started: tuple[float, float], logLevel: str | None) -> Status:
     """
     The daemon.
 
-    @param startedAt: when it began to listen, in seconds since the epoch.
+    @param started: when it began to listen, in seconds since the epoch and of the clock.
     """
     return Status(
         version=__version__,
         python=platform.python_version(),
         twisted=twistedVersion,
         pid=os.getpid(),
-        startedAt=datetime.fromtimestamp(startedAt, UTC),
-        uptime=registry.wallClock() - startedAt,
+        startedAt=datetime.fromtimestamp(started[0], UTC),
+        uptime=registry.clock.seconds() - started[1],
         socket=registry.url,
         draining=registry.draining,
         logLevel=logLevel,

@@ -69,7 +69,7 @@ class AdminService(Service):
         self._orphans = orphans
         self._restart = restart
         self._pods = pods
-        self._startedAt = 0.0
+        self._started = 0.0, 0.0
         self._lag = LoopLag(self._reactor)
         self._listening = listening
         self._events = Events(self._reactor)
@@ -120,7 +120,7 @@ class AdminService(Service):
     def startService(self) -> None:
         """Serve."""
         super().startService()
-        self._startedAt = self._registry.wallClock()
+        self._started = self._registry.wallClock(), self._registry.clock.seconds()
         self._lag.start()
         self._events.start()
 
@@ -174,7 +174,7 @@ class AdminService(Service):
                 self._registry,
                 self._reactor,
                 health,
-                self._startedAt,
+                self._started,
                 self._events,
                 Metrics(collector),
                 self._profiler,

@@ -149,7 +149,7 @@ def _list(options: argparse.Namespace) -> int:
         return 0
     print(f"{'NAME':<20} {'PID':>8} {'BY':<4} {'MEMORY':>9} {'AGE':>8}")
     for vm in found:
-        age = f"{time.time() - float(str(vm['startedAt'])):.0f} s" if "startedAt" in vm else "-"
+        age = "-" if vm["age"] is None else f"{vm['age']:.0f} s"
         memory = f"{vm.get('memory', '-')} MiB"
         pid, by = vm["pid"] or "ended", vm.get("accelerator", "-")
         print(f"{vm['name']:<20} {pid!s:>8} {by!s:<4} {memory:>9} {age:>8}")

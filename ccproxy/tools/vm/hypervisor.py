@@ -142,7 +142,8 @@ class VM:
         else:
             raise VMError(f"the VM {self.name!r} does not start: {reason}")
         about = {"name": self.name, "accelerator": accelerator, "memory": guest.memory}
-        (self.folder / "vm.json").write_text(json.dumps({**about, "startedAt": time.time()}))
+        times = {"startedAt": time.time(), "monotonic": time.monotonic()}
+        (self.folder / "vm.json").write_text(json.dumps({**about, **times}))
         self._await(lambda: self._opened("control"), BOOT_TIMEOUT, "its agent does not answer")
 
     def _launch(self, guest: Guest, accelerator: str) -> str:
@@ -225,7 +226,9 @@ class VM:
             known: dict[str, object] = json.loads((self.folder / "vm.json").read_text())
         except FileNotFoundError:
             known = {"name": self.name}
-        return {**known, "pid": self.pid(), "folder": str(self.folder)}
+        begun = known.pop("monotonic", None)
+        age = time.monotonic() - begun if isinstance(begun, float) else None
+        return {**known, "age": age, "pid": self.pid(), "folder": str(self.folder)}
 
     # Ending
 

@@ -17,7 +17,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from .packages import NoImage, unpackGuest
 #: What the guest imports at once, and what it may import later.
 IMPORTS = (
     "ccproxy.agent.guest", "ccproxy.agent.guestmachine", "ccproxy.agent.guestports",
+    "ccproxy.net.monotonic",
     "twisted.internet.epollreactor", "encodings.ascii", "encodings.latin_1", "encodings.idna",
     "glob", "traceback", "linecache", "tokenize", "subprocess",
 )  # fmt: skip
@@ -43,8 +43,8 @@ for name, module in sorted(sys.modules.items()):
         found.append((spec.name, path, spec.submodule_search_locations is not None))
 print(json.dumps(found))
 """
-#: Seconds for which an image that is not ours may be what somebody else is about to boot.
-IN_USE = 3600.0
+#: Images that are not ours and are kept: somebody else may be about to boot one of the newest.
+MAX_OTHERS = 2
 _PYTHON = "usr/bin/python3"
 _INIT = """#!/usr/bin/python3 -ISBu
 from ccproxy.agent.guest import main
@@ -89,9 +89,9 @@ def buildInitrd(cache: Path) -> Path:
     image = cache / f"initrd-{key.hexdigest()[:16]}.img"
     if not image.exists():
         content = cpio.archive({**_pythonEntries(modules), **_guestEntries(guest)})
-        for old in cache.glob("initrd-*.img"):
-            if old.stat().st_mtime < time.time() - IN_USE:
-                old.unlink(missing_ok=True)
+        others = sorted(cache.glob("initrd-*.img"), key=lambda other: other.stat().st_mtime)
+        for old in others[:-MAX_OTHERS]:
+            old.unlink(missing_ok=True)
         _write(image, gzip.compress(content, 6, mtime=0))
     return image
 
