@@ -172,7 +172,7 @@ class _Place:
             try:
                 yield
             except subprocess.SubprocessError:
-                reason = os.pread(self._report, 1024, 0).decode(errors="replace")
+                reason = os.pread(self._report, 1024, 0).decode(errors="ignore")
                 raise OSError(0, reason or "its container could not be made") from None
 
     def enter(self, workdir: str) -> None:

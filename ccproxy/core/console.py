@@ -18,6 +18,22 @@ if TYPE_CHECKING:
 MOST_WRITTEN = 8 << 20
 
 
+def characterEnd(data: bytes | bytearray) -> int:
+    """
+    Where the last whole character of a text in UTF-8 ends: at the end, unless C{data} ends inside
+    a character. What is no UTF-8 counts as whole.
+    """
+    size = len(data)
+    for back in range(1, min(4, size + 1)):
+        byte = data[size - back]
+        if 0xC0 <= byte < 0xF8:
+            length = 2 + (byte >= 0xE0) + (byte >= 0xF0)
+            return size - back if length > back else size
+        if byte & 0xC0 != 0x80:
+            break
+    return size
+
+
 class ConsoleRing:
     """
     The last bytes of a console, each at its position: how many came before it.
@@ -67,6 +83,20 @@ class ConsoleRing:
     def since(self, position: int) -> bytes:
         """What has come from C{position} on, as far as it is kept; L{end} is behind it."""
         return bytes(self._data[max(0, position - self.start) :])
+
+    def wholeSince(self, position: int) -> tuple[bytes, int]:
+        """
+        What has come from C{position} on, as far as it is kept, without the rest of a character
+        whose beginning has left the ring, and without the beginning of one that is still to come.
+
+        @return: it, and the position behind it.
+        """
+        data, cut = self.since(position), 0
+        if position < self.start:
+            while cut < min(3, len(data)) and data[cut] & 0xC0 == 0x80:
+                cut += 1
+        end = len(data) if self.closed else characterEnd(data)
+        return data[cut:end], self.end - len(data) + end
 
     def follow(self, more: Callable[[], object]) -> Callable[[], None]:
         """

@@ -175,7 +175,7 @@ class Processes:
                 "the agent told the exit status {told}, which is no integer from 0 to 255: the"
                 " process counts as exited with {status}",
                 event="bad-status",
-                told=bytes(event.status)[:64].decode("utf-8", "replace") or "(none)",
+                told=bytes(event.status).decode("utf-8", "replace")[:64] or "(none)",
                 status=status,
                 **session.fields,
             )

@@ -7,16 +7,18 @@ it goes to the log as well, line by line.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ..core.console import characterEnd
 from ..core.vm import VM
 from .buffered import IBufferedProtocol
 from .transport import StreamTransport
 
-#: The longest piece of a line that is logged at once, in bytes; a longer line comes in pieces.
+#: The longest piece of a line that is logged at once, in bytes; a longer line comes in pieces of
+#: whole characters.
 LONGEST_LINE = 4096
 #: The most lines that are logged at once: a guest that floods its console shall not keep the loop.
 MOST_LINES = 200
@@ -26,11 +28,14 @@ def _nobody() -> None:
     pass
 
 
-def _pieces(lines: Iterable[bytearray]) -> Iterator[bytearray]:
-    """Lines, long ones in pieces."""
-    for line in lines:
-        for at in range(0, max(1, len(line)), LONGEST_LINE):
-            yield line[at : at + LONGEST_LINE]
+def _cut(line: bytearray) -> tuple[list[bytearray], bytearray]:
+    """Divide a line into pieces of whole characters and a rest shorter than L{LONGEST_LINE}."""
+    pieces, at = [], 0
+    while len(line) - at >= LONGEST_LINE:
+        piece = line[at : at + LONGEST_LINE]
+        pieces.append(piece[: characterEnd(piece)])
+        at += len(pieces[-1])
+    return pieces, line[at:]
 
 
 @implementer(IBufferedProtocol)
@@ -58,13 +63,16 @@ class Console:
         self._vm.console.add(data)
         if self._vm.registry.verbose:
             *lines, rest = (self._line + data).split(b"\n")
-            whole = len(rest) // LONGEST_LINE * LONGEST_LINE
-            pieces = [*_pieces(lines), *_pieces([rest[:whole]] if whole else [])]
+            pieces = list[bytearray]()
+            for line in lines:
+                begun, end = _cut(line)
+                pieces += [*begun, end] if end or not begun else begun
+            begun, self._line = _cut(rest)
+            pieces += begun
             for piece in pieces[:MOST_LINES]:
                 self._note(piece)
             if len(pieces) > MOST_LINES:
                 self._note(b"[%d more lines at once]" % (len(pieces) - MOST_LINES))
-            self._line = rest[whole:]
         elif self._line:
             self._line.clear()
         return len(data)

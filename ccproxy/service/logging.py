@@ -57,10 +57,36 @@ _LEVELS = {
 }
 _RANKS = {"debug": 0, "info": 1, "warn": 2, "error": 3}
 
-# 32 bytes in URL-safe base64, with its padding. A longer run of its alphabet counts too: what
-# stands before the token may be of the same alphabet.
-_TOKEN_PATTERN = r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{43,}+="
-_TOKEN = re.compile(_TOKEN_PATTERN)
+# 32 bytes in URL-safe base64 are 43 characters and a padding, which a client may have left out or
+# quoted. A longer run counts too: what stands around the token may be of the same alphabet.
+_DIGITS = 43
+_TOKEN = re.compile(
+    rf"(?<![A-Za-z0-9_-])([A-Za-z0-9_-]{{{_DIGITS},}}+)(=|%3[Dd]|%253[Dd]|\\u003[Dd])?"
+)
+# Names longer than a token that hold none: hexadecimal ids, and short words in small letters
+# with numbers and hexadecimal ids. Not one token in 10^9 looks so.
+_NAME = re.compile(r"[0-9A-Fa-f-]+|(?:[a-z]{1,12}|[0-9a-f]+)(?:[-_](?:[a-z]{1,12}|[0-9a-f]+))+")
+
+
+def hideTokens(text: str) -> str:
+    """
+    Shorten whatever in C{text} may be a token to its first 6 characters: with its padding, without
+    it, or with a quoted one, and in whatever letter case.
+    """
+    return _TOKEN.sub(_hidden, text) if len(text) >= _DIGITS else text
+
+
+def _hidden(match: re.Match[str]) -> str:
+    run, padding = match.groups()
+    if padding is None:
+        return _hiddenRun(run)
+    return _hiddenRun(run[:-_DIGITS]) + shortToken(run[-_DIGITS:])
+
+
+def _hiddenRun(run: str) -> str:
+    """Shorten what has no padding behind it."""
+    long = len(run) > _DIGITS and (_NAME.fullmatch(run) is not None or len(set(run)) < 4)
+    return run if long or len(run) < _DIGITS else shortToken(run)
 
 
 def clean(value: object) -> str:
@@ -69,7 +95,7 @@ def clean(value: object) -> str:
         text = str(value)
     except Exception:
         text = f"({type(value).__name__} without a text)"
-    text = _TOKEN.sub(lambda match: match[0][:-44] + shortToken(match[0][-44:]), text)
+    text = hideTokens(text)
     if len(text) > LONGEST_VALUE:
         text = f"{text[:LONGEST_VALUE]} [{len(text) - LONGEST_VALUE} more characters]"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

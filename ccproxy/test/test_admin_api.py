@@ -269,6 +269,14 @@ class ConsoleTests(SynchronousTestCase):
         self.follower.resume()
         self.assertEqual(bytes(self.outflow.written), b"before3456789abc")
 
+    def test_characters(self) -> None:
+        """No character is cut, neither by a slow reader nor by the guest's own pieces."""
+        self.ring.add(memoryview("é€".encode()[:3]))
+        self.follower.pause()
+        self.ring.add(memoryview("é€é€é€x".encode()[3:]))
+        self.follower.resume()
+        self.assertEqual(bytes(self.outflow.written).decode(), "beforeé€é€x")
+
     def test_closedMeanwhile(self) -> None:
         """One that was slow at the end gets the rest before it is finished."""
         self.follower.pause()

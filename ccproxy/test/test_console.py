@@ -35,6 +35,39 @@ class RingTests(SynchronousTestCase):
             self.assertEqual((ring.start, ring.end), (max(0, len(said) - limit), len(said)))
             self.assertEqual(ring.since(position), said[max(ring.start, position) :])
 
+    @given(
+        st.lists(st.text("aé€𝄞\n", min_size=1, max_size=9), max_size=9),
+        st.integers(4, 40),
+        st.data(),
+    )
+    def test_wholeCharacters(self, pieces: list[str], limit: int, data: st.DataObject) -> None:
+        """A reader is given whole characters, however they came and whatever it has missed."""
+        ring, said, at, last = ConsoleRing(limit), b"", 0, b""
+        rest = "".join(pieces).encode()
+        while rest:
+            size = data.draw(st.integers(1, len(rest)))
+            ring.add(memoryview(rest[:size]))
+            said, rest = said + rest[:size], rest[size:]
+            if data.draw(st.booleans()):
+                last, at = ring.wholeSince(at)
+                last.decode()
+                self.assertTrue(said[:at].endswith(last))
+                self.assertLess(len(said) - at, 4)
+                self.assertLessEqual(len(said[-limit:]) - len(ring.wholeSince(0)[0]), 6)
+        self.assertEqual(ring.wholeSince(0)[1], len(said))
+
+    def test_noCharacters(self) -> None:
+        """What is no UTF-8 is whole as it is; at the end, so is what is left of a character."""
+        for said in (b"\x80" * 9, b"\xff" * 9, b"caf\xe9 x", b"\xc3\xa9\x80\x80\x80"):
+            ring = ConsoleRing(20)
+            ring.add(memoryview(said))
+            self.assertEqual(ring.wholeSince(0), (said, len(said)))
+        ring = ConsoleRing(20)
+        ring.add(memoryview(b"caf\xe2\x82"))
+        self.assertEqual(ring.wholeSince(0), (b"caf", 3))
+        ring.close()
+        self.assertEqual(ring.wholeSince(3), (b"\xe2\x82", 5))
+
     def test_followers(self) -> None:
         """Each is told of what comes and of the end, until it has heard enough."""
         ring = ConsoleRing(4)
@@ -171,6 +204,19 @@ class ConsoleTests(SocketCase):
         self.assertEqual(len("".join(pieces)), 50_000)
         self.assertLessEqual(max(map(len, pieces)), LONGEST_LINE)
         self.assertEqual(len(self.vm.console.since(0)), 10_000)
+
+    @given(st.integers(0, 4), st.text("é€𝄞", min_size=1, max_size=4), st.integers(1, 9000))
+    def test_longLineOfCharacters(self, before: int, characters: str, size: int) -> None:
+        """The pieces of a long line are whole characters, however they came."""
+        self.world.events.clear()
+        line = "x" * before + characters * (10_000 // len(characters.encode()))
+        data = line.encode() + b"\n"
+        for at in range(0, len(data), size):
+            self.console.bufferReceived(memoryview(data[at : at + size]))
+        pieces = self.lines()
+        self.assertEqual("".join(pieces), line)
+        self.assertEqual(len(pieces), 3)
+        self.assertLessEqual(max(len(piece.encode()) for piece in pieces), LONGEST_LINE)
 
     def test_flood(self) -> None:
         """Of very many lines at once, the first are logged, and how many more there were."""

@@ -4,13 +4,16 @@ Tests for L{ccproxy.service.logging} and L{ccproxy.service.logwriter}.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import random
 import re
 import resource
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +24,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from ..core.session import shortToken
+from ..errors import BadPayload
 from ..service.logformats import FORMATS, asLine
 from ..service.logging import FIELDS, LONGEST_VALUE, DaemonLog
 from ..service.logsinks import Sink
@@ -191,10 +195,38 @@ class TokenTests(SynchronousTestCase):
             self.assertNotIn(TOKEN[:7], line)
             self.assertIn("Ab3-_9", line)
 
+    def test_mistaken(self) -> None:
+        """However a client has mistaken a token, no more than six characters of it are shown."""
+        chance = random.Random(1)
+        for nth in range(60):
+            token = base64.urlsafe_b64encode(chance.randbytes(32)).decode()
+            self.checkMistaken(token, LOG_FORMATS[nth % len(LOG_FORMATS)])
+
+    def checkMistaken(self, token: str, logFormat: str) -> None:
+        """Log a token in many ways."""
+        bare = token[:-1]
+        mistaken = {
+            bare, quote(token), quote(quote(token)), quote(token).lower(), bare + "\\u003d",
+            bare.lower(), bare.upper(), token.swapcase(), f"{token}{token}", f"{bare}{bare}",
+            f"{bare}{token}", f"/tokens/{bare}/", f"token={bare}&x=1", repr(f"\n{bare}"),
+            json.dumps({"token": bare}), json.dumps({"token": json.dumps([token])}),
+            shortToken(bare) + bare, f"{bare}\n{bare}", f"unknown token: {bare}: it is {bare}",
+        }  # fmt: skip
+        logged = Logged(logFormat)
+        for text in mistaken:
+            logged.logger.info("{text}", text=text, vm=text, serial=text, token=text)
+            logged.logger.failure("{text}", Failure(BadPayload(text)), text=text)
+        log = "\n".join(logged.lines()).casefold()
+        for at in range(len(bare) - 6):
+            self.assertNotIn(bare[at : at + 7].casefold(), log)
+
     def test_noToken(self) -> None:
-        """What is no token stays: shorter, or longer without a padding."""
+        """What is no token stays: shorter, of few characters, or a long name."""
         logged = Logged()
-        for text in ("x" * 42 + "=", "x" * 100):
+        for text in (
+            "x" * 42 + "=", "x" * 100, "-" * 80, "0123456789abcdef" * 4, "ABCDEF01" * 5,
+            "run-8f14e45f-ceea-467f-a8f0-d5f0e5b2c3a1-sandbox-1", "=" * 60, "a/b." * 40,
+        ):  # fmt: skip
             logged.logger.info("{text}", text=text)
             self.assertTrue(logged.line().endswith(text))
 

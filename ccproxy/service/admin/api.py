@@ -230,7 +230,7 @@ class Api:
         ring = self._vm(call).console
         if call.flag("follow"):
             return ConsoleFollower(ring)
-        return Reply(ring.since(0), OCTETS)
+        return Reply(ring.wholeSince(0)[0], OCTETS)
 
     def drain(self, call: Call) -> views.Draining:
         """

@@ -13,7 +13,7 @@ from .calls import OCTETS, Outflow
 class ConsoleFollower:
     """
     Sends what a console has said last, and what it says from now on, until the VM's channels are
-    closed. A reader that is slow misses what has left the ring meanwhile.
+    closed. A reader that is slow misses what has left the ring meanwhile. No character is cut.
     """
 
     type = OCTETS
@@ -35,7 +35,7 @@ class ConsoleFollower:
         outflow = self._outflow
         if self._paused or outflow is None:
             return
-        data, self._position = self._ring.since(self._position), self._ring.end
+        data, self._position = self._ring.wholeSince(self._position)
         if data:
             outflow.write(data)
         if self._ring.closed and not self._paused:
