@@ -177,7 +177,7 @@ class ConsistencyTests(SynchronousTestCase):
         ]:
             self.assertFalse(takenUp(changed(at, value)), (at, value))
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(st.sampled_from(PATHS), st.data())
     def test_anything(self, at: tuple[Any, ...], data: st.DataObject) -> None:
         """Whatever else stands somewhere, nothing fails later."""

@@ -91,7 +91,7 @@ outputActions = st.lists(
 class OutputTests(SynchronousTestCase):
     """From the agent to the shims."""
 
-    @settings(deadline=None, max_examples=100)
+    @settings(max_examples=100)
     @given(dialects, outputActions, cuts)
     def test_agrees(
         self, dialect: Dialect, actions: list[tuple[str, object]], cuts: list[int]
@@ -101,7 +101,6 @@ class OutputTests(SynchronousTestCase):
         with patch.object(channels, "route", plainRoute):
             self.assertEqual(fast, self.play(dialect, actions, cuts))
 
-    @settings(deadline=None)
     @given(
         dialects,
         st.lists(
@@ -220,7 +219,7 @@ inputActions = st.lists(
 class InputTests(SynchronousTestCase):
     """From the shims to the agent."""
 
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(dialects, inputActions, cuts)
     def test_agrees(
         self, dialect: Dialect, actions: list[tuple[object, object]], cuts: list[int]

@@ -689,7 +689,6 @@ class ModelTests(SynchronousTestCase):
                 settings=hypothesis.settings(
                     max_examples=1200,
                     stateful_step_count=60,
-                    deadline=None,
                     derandomize=not seconds,
                     database=None,
                     print_blob=False,

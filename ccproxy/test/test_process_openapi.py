@@ -90,7 +90,6 @@ class DescriptionTests(DaemonTestCase):
 
             @settings(
                 max_examples=examples,
-                deadline=None,
                 database=None,
                 derandomize=True,
                 phases=[Phase.explicit, Phase.generate],

@@ -12,7 +12,7 @@ import socket
 import struct
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from zope.interface.verify import verifyClass, verifyObject
 
@@ -84,7 +84,6 @@ class ReadingTests(SocketCase):
         self.turn()
         self.assertEqual(offers, [b"abc", b"cd"])
 
-    @settings(deadline=None)
     @given(
         bodies=st.lists(st.binary(max_size=40), max_size=8),
         cuts=st.lists(st.integers(1, 50), min_size=1, max_size=10),

@@ -4,7 +4,7 @@ Client frames: the encoder, and the decoder under every kind of bytes.
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -171,7 +171,6 @@ class ReadingTests(SynchronousTestCase):
 class DecoderTests(SynchronousTestCase):
     """L{FrameDecoder} on streams."""
 
-    @settings(deadline=None)
     @given(st.data(), st.lists(frames, max_size=8))
     def test_anySplit(self, data: st.DataObject, sent: list[Frame]) -> None:
         """P1: however a stream is cut, it means the frames that were encoded."""
@@ -185,7 +184,6 @@ class DecoderTests(SynchronousTestCase):
         self.assertEqual(sum(frame.size for frame in received), len(stream))
         self.assertEqual(decoder.pending, 0)
 
-    @settings(deadline=None)
     @given(st.data(), st.binary(max_size=200))
     def test_anyBytes(self, data: st.DataObject, stream: bytes) -> None:
         """P3: any bytes give the same frames or the same error, whatever the split."""
@@ -205,7 +203,6 @@ class DecoderTests(SynchronousTestCase):
             self.assertLess(decoder.pending, 4 * 255 + 64)
         return received, None
 
-    @settings(deadline=None)
     @given(st.lists(st.tuples(st.integers(3, 255), st.integers(0, 64)), max_size=30))
     def test_boundedMemory(self, shapes: list[tuple[int, int]]) -> None:
         """P2: never more is held than one unfinished frame and what was fed since."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from struct import Struct
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 from twisted.trial.unittest import SynchronousTestCase
@@ -99,7 +99,6 @@ class ReadingTests(SynchronousTestCase):
 class DecoderTests(SynchronousTestCase):
     """L{MessageDecoder} on streams."""
 
-    @settings(deadline=None)
     @given(st.data(), channels)
     def test_anySplit(self, data: st.DataObject, channel: tuple[Struct, list[Message]]) -> None:
         """P1: however a stream is cut, it means the messages that were encoded."""
@@ -115,7 +114,6 @@ class DecoderTests(SynchronousTestCase):
         self.assertEqual(sum(message.size for message in received), len(stream))
         self.assertEqual(decoder.pending, 0)
 
-    @settings(deadline=None)
     @given(
         st.data(),
         st.sampled_from(list(ENCODERS)),
@@ -161,7 +159,6 @@ class EventTests(SynchronousTestCase):
         ):  # fmt: skip
             self.assertIsNone(readEvent(body))
 
-    @settings(deadline=None)
     @given(st.binary(max_size=60))
     def test_anyBytes(self, body: bytes) -> None:
         """P3: any bytes are an event or none."""

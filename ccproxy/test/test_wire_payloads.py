@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import UNSET, Raw
 from twisted.trial.unittest import SynchronousTestCase
@@ -90,13 +90,11 @@ class ReadingTests(PayloadTestCase):
             more = self.changed(cls, future={"deep": [1, None, "x"]}, ContainerID=5)
             self.assertEqual(decode(cls, encode(more)), least)
 
-    @settings(deadline=None)
     @given(clientPayloads)
     def test_roundTrip(self, payload: object) -> None:
         """What is encoded is decoded to its equal."""
         self.assertEqual(decode(type(payload), encode(payload)), payload)
 
-    @settings(deadline=None)
     @given(json_values, st.sampled_from(["", " ", "\n\t "]))
     def test_rawData(self, value: object, space: str) -> None:
         """The data of a Hyper is kept byte for byte, white space and spelling included."""
@@ -257,7 +255,6 @@ class RefusingTests(PayloadTestCase):
         error = self.assertRaises(BadPayload, decode, AttachVM, b"", "Something")
         self.assertIn("malformed Something command", str(error))
 
-    @settings(deadline=None)
     @given(st.sampled_from(CLASSES), damagedJSON() | st.binary(max_size=60))
     @example(RegisterVM, b'{"containerId":"\\ud800"}')
     def test_anything(self, cls: type, payload: bytes) -> None:

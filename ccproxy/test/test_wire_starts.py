@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -50,7 +50,6 @@ class StartsTests(SynchronousTestCase):
             },
         )
 
-    @settings(deadline=None)
     @given(st.lists(texts, min_size=1, max_size=3), st.dictionaries(texts, texts, max_size=3))
     def test_texts(self, args: list[str], env: dict[str, str]) -> None:
         """Any text survives."""
