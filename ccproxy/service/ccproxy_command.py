@@ -208,8 +208,8 @@ def _run(
     def onUser() -> None:
         service.dump()
 
-    def onTerminate() -> bool:
-        return service.handOver()
+    def onTerminate(insist: bool) -> bool:
+        return service.handOver(insist)
 
     prepareProcess()
     handleSignals(reactor, onHangUp, onUser, onTerminate)

@@ -262,9 +262,13 @@ class ProxyService(MultiService):
         super().startService()
         self.log.info("listening on {path}", event="started", path=self.registry.registry.url)
 
-    def handOver(self) -> bool:
-        """SIGTERM has come: whether it is a restart."""
-        return self.restart.begin()
+    def handOver(self, insist: bool) -> bool:
+        """
+        SIGTERM or SIGUSR2 has come: return whether it is a restart.
+
+        @param insist: end in order if handing over fails; else go on.
+        """
+        return self.restart.begin() if insist else self.restart.attempt()
 
     def stopService(self) -> Deferred[None]:
         """

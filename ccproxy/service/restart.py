@@ -5,15 +5,18 @@ How the daemon restarts: the process before, this one, and the next.
 from __future__ import annotations
 
 import os
+import resource
 import sys
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 
-from ..net.restarting import HANDED_OVER, KEEP_VARIABLE
+from ..errors import CCProxyError
+from ..net.restarting import HANDED_OVER, KEEP_VARIABLE, WORKING_DESCRIPTORS
 from ..net.store import DescriptorStore
 from .machine import checkMachine
 
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
 FLUSH_TIMEOUT = 2.0
 #: Seconds that a service may take to stop. A machine of processes gives up after 10 of them.
 STOP_TIMEOUT = 15.0
+#: Descriptors that clients cannot take, so that a restart always has those that it opens. With
+#: the 10 or more that the daemon has open besides and does not hand over, they exceed
+#: WORKING_DESCRIPTORS: all connections together fit into the store.
+RESERVE = WORKING_DESCRIPTORS - 8
 
 
 async def stopInTime(service: Any, name: str, reactor: Any) -> None:
@@ -76,7 +83,8 @@ class Restart:
         self._reactor = reactor
         self._environment = environment
         self._read = read
-        self._underWay = False
+        self._underWay = self._insists = False
+        self._reserve: list[int] = []
         wanted = settings.keepDescriptors or environment.pop(KEEP_VARIABLE, "") == "1"
         notifier = proxy.systemd.notifier
         self.keeps = wanted and notifier.present
@@ -110,6 +118,24 @@ class Restart:
         """Go on with it."""
         if self._handover is not None:
             self._handover.resume(self._proxy.listeningService.listener, self.keeps)
+        self._fillReserve()
+
+    def _fillReserve(self) -> None:
+        if self.keeps:
+            wanted = min(RESERVE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 5)
+            with suppress(OSError):
+                while len(self._reserve) < wanted:
+                    self._reserve.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+    @contextmanager
+    def _usingReserve(self) -> Iterator[None]:
+        """Free the reserved descriptors for a while."""
+        while self._reserve:
+            os.close(self._reserve.pop())
+        try:
+            yield
+        finally:
+            self._fillReserve()
 
     def check(self) -> None:
         """
@@ -117,35 +143,63 @@ class Restart:
 
         @raise CCProxyError: it could not, and nothing must be handed over to it.
         """
-        checkMachine(self._read())
+        with self._usingReserve():
+            checkMachine(self._read())
+
+    def attempt(self) -> bool:
+        """
+        Hand over to the next process, and go on if that cannot be done.
+
+        @return: whether it is tried.
+        """
+        try:
+            self.check()
+        except CCProxyError as problem:
+            self.log.error(
+                "nothing is handed over, since the next daemon could not start with its"
+                " configuration: {problem}",
+                event="handover-failed",
+                problem=problem,
+            )
+            return False
+        if not self.keeps:
+            self.log.warn(
+                "SIGUSR2 restarts nothing: nobody keeps the connections meanwhile; start the daemon"
+                " from its unit or with ccproxyctl supervise, and with --keep-descriptors",
+                event="store-missing",
+            )
+        return self.begin(insist=False)
 
     def begin(self, insist: bool = True) -> bool:
         """
         Hand over to the next process, if that can be; the daemon ends then.
 
         @param insist: end in order if handing over fails.
-        @return: whether it is tried.
+        @return: whether it is tried, or is under way already.
         """
+        self._insists = self._insists or insist
         if self.keeps and not self._underWay:
             self._underWay = True
             self.log.info("restarting", event="restarting")
-            trying = Deferred.fromCoroutine(self._handOver(insist))
+            trying = Deferred.fromCoroutine(self._handOver())
             trying.addErrback(lambda failure: self.log.failure("cannot hand over", failure))
         return self.keeps
 
-    async def _handOver(self, insist: bool) -> None:
+    async def _handOver(self) -> None:
         await stopInTime(self._proxy.embedded, "embedded VMs", self._reactor)
         listener, handover = self._proxy.listeningService.listener, self._handover
         done = False
         try:
-            done = handover is not None and handover.handOver(listener)
+            with self._usingReserve():
+                done = handover is not None and handover.handOver(listener)
         except Exception:
             # Even so: who asked for an end shall not have to kill this process.
             self.log.failure("cannot hand over", event="handover-failed")
         if done:
             self._end()
-        self._underWay = False
-        if not insist:
+        insists = self._insists
+        self._underWay = self._insists = False
+        if not insists:
             self._proxy.embedded.startService()
             return
         try:
@@ -161,6 +215,8 @@ class Restart:
         log = self._proxy.daemonLog
         if log is not None:
             log.flush(FLUSH_TIMEOUT)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            # One that was closed when the process began is None.
+            with suppress(AttributeError, OSError, ValueError):
+                stream.flush()
         os._exit(HANDED_OVER)

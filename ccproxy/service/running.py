@@ -48,13 +48,15 @@ def handleSignals(
     reactor: Any,
     reload: Callable[[], object],
     dump: Callable[[], object],
-    handOver: Callable[[], bool] = bool,
+    handOver: Callable[[bool], bool] = lambda insist: False,
 ) -> None:
     """
     Let SIGTERM and SIGINT end the daemon in order, with exit status 0, however often they come,
-    SIGHUP make it read its configuration again, and SIGUSR1 write its state to the log.
+    SIGHUP make it read its configuration again, SIGUSR1 write its state to the log, and SIGUSR2
+    restart it.
 
-    @param handOver: asked at SIGTERM whether it does something else instead.
+    @param handOver: called with C{True} at SIGTERM: return whether the daemon hands over instead of
+        ending. Called with C{False} at SIGUSR2: hand over, or go on if that cannot be done.
 
     The signals are held back from now on, and handled once the reactor runs: it brings handlers of
     its own then, after which C{twistd} would die of the signal that stopped it. Threads must be
@@ -62,7 +64,7 @@ def handleSignals(
     """
 
     def stop(name: str) -> None:
-        if name == "SIGTERM" and handOver():
+        if name == "SIGTERM" and handOver(True):
             return
         try:
             reactor.stop()
@@ -80,11 +82,15 @@ def handleSignals(
     def onUser(number: int, frame: FrameType | None) -> None:
         reactor.callFromThread(dump)
 
+    def onRestart(number: int, frame: FrameType | None) -> None:
+        reactor.callFromThread(handOver, False)
+
     handlers = {
         signal.SIGTERM: onSignal,
         signal.SIGINT: onSignal,
         signal.SIGHUP: onHangUp,
         signal.SIGUSR1: onUser,
+        signal.SIGUSR2: onRestart,
     }
 
     def install() -> None:
@@ -132,7 +138,7 @@ class TwistdService(MultiService):
         reactor: Any,
         reload: Callable[[], object],
         dump: Callable[[], object],
-        handOver: Callable[[], bool] = bool,
+        handOver: Callable[[bool], bool] = lambda insist: False,
     ) -> None:
         """
         @param service: the daemon.

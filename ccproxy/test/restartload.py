@@ -425,7 +425,7 @@ class Load:
             "numIOStreams": processes,
         }
         answer = json.loads(runtime.accepted(Command.REGISTER_VM, request))
-        for token in answer["io"]["tokens"]:
+        for token in answer["io"]["tokens"] or ():
             session = 2 * len(self.shims) + 2
             client = BlockingClient(runtime.socket.getpeername())
             client.connectShim(token)

@@ -6,7 +6,10 @@ supervisor's store, descriptors that come with bytes, and those that are passed 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import random
+import resource
 import socket
 import time
 from array import array
@@ -29,9 +32,10 @@ from ccproxy.core.snapshot import (
 )
 from ccproxy.core.states import VMState
 from ccproxy.core.vm import VM
+from ccproxy.errors import CCProxyError
 from ccproxy.net.notify import Notifier
 from ccproxy.net.outliving import waitingIn
-from ccproxy.net.passed import PREFIX, Passed, inodeOf, takePassed
+from ccproxy.net.passed import FIRST, PREFIX, Passed, inodeOf, takePassed
 from ccproxy.net.restarting import HANDED_OVER
 from ccproxy.net.rights import MOST_HELD, Received, RightsSocket
 from ccproxy.net.store import MOST_NAMES, DescriptorStore
@@ -46,6 +50,7 @@ from ccproxy.service.journal import (
     readJournal,
 )
 from ccproxy.service.restart import STOP_TIMEOUT, Restart
+from ccproxy.service.settings import Settings
 from ccproxy.tools import supervise
 from ccproxy.tools.supervise import MOST_DELAY, STEADY, Store, Supervisor
 from ccproxy.wire.codes import Command, ControlCode, Dialect
@@ -393,6 +398,32 @@ class RestartTests(SynchronousTestCase):
         self.assertIn(f"{JOURNAL}2", store.kept)
         self.assertFalse(store.kept.keys() & {STATE, f"{JOURNAL}1"})
 
+    def test_joined(self) -> None:
+        """A second restart joins the one under way. If one of them insists, failing is the end."""
+        for insists in ((False, True), (True, False)):
+            stopping: Deferred[None] = Deferred()
+            restart, _, happened = self.restart(lambda: stopping)  # noqa: B023
+            for insist in insists:
+                self.assertTrue(restart.begin(insist))
+            stopping.callback(None)
+            self.assertEqual(happened, ["tried", "stopped"])
+            self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
+    def test_attempt(self) -> None:
+        """SIGUSR2 is no restart where the next daemon could not start, and never the end."""
+
+        def unreadable() -> Any:
+            raise CCProxyError("the configuration makes no sense")
+
+        restart, _, happened = self.restart(lambda: None)
+        restart._read = unreadable
+        self.assertFalse(restart.attempt())
+        self.assertEqual(happened, [])
+        restart._read = Settings
+        self.assertTrue(restart.attempt())
+        self.assertEqual(happened, ["tried", "started"])
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
     def restart(self, stopEmbedded: Callable[[], object]) -> tuple[Restart, Any, list[str]]:
         """
         A restart that is wanted, its reactor, and what has happened, in order.
@@ -499,6 +530,42 @@ class StoreTests(SynchronousTestCase):
             store.end()
             theirs.settimeout(5)
             self.assertEqual(theirs.recv(1), b"")
+
+
+class ArrangeTests(SynchronousTestCase):
+    """How a supervisor moves descriptors to where the daemon expects them."""
+
+    def test_anyOrder(self) -> None:
+        """Whatever their numbers are, they end up in order, and inheritable."""
+        chance = random.Random(1)
+        for _ in range(50):
+            count = chance.randrange(1, 12)
+            pid = os.fork()
+            if not pid:
+                status = 1
+                with contextlib.suppress(BaseException):
+                    status = self.misplaced(chance.sample(range(FIRST, FIRST + 2 * count), count))
+                os._exit(status)
+            self.assertEqual(os.waitpid(pid, 0)[1], 0)
+
+    def misplaced(self, numbers: list[int]) -> int:
+        """How many of such descriptors are not where they should be; in a process of its own."""
+        os.closerange(FIRST, 100)
+        above = [fcntl.fcntl(os.memfd_create(str(n)), fcntl.F_DUPFD, 100) for n in numbers]
+        names = [os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in above]
+        os.closerange(FIRST, 100)
+        for made, number in zip(above, numbers, strict=True):
+            os.dup2(made, number, inheritable=False)
+        os.closerange(100, 200)
+        # One more than there are, beside stdin, stdout and stderr.
+        limit = max(*numbers, FIRST + len(numbers)) + 2
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        supervise.arrange(numbers)
+        return sum(
+            os.readlink(f"/proc/self/fd/{FIRST + nth}") != name
+            or not os.get_inheritable(FIRST + nth)
+            for nth, name in enumerate(names)
+        )
 
 
 class DelayTests(SynchronousTestCase):

@@ -72,7 +72,7 @@ class SignalTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Restore the handlers of this process afterwards, and its mask."""
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
         for number in numbers:
             self.addCleanup(signal.signal, number, signal.getsignal(number))
         self.addCleanup(signal.pthread_sigmask, signal.SIG_UNBLOCK, numbers)
@@ -82,8 +82,12 @@ class SignalTests(SynchronousTestCase):
         self.patch(running, "_log", Logger("test", observer=observer))
         self.reloads: list[bool] = []
         self.dumps: list[bool] = []
+        self.insists: list[bool] = []
         handleSignals(
-            self.reactor, lambda: self.reloads.append(True), lambda: self.dumps.append(True)
+            self.reactor,
+            lambda: self.reloads.append(True),
+            lambda: self.dumps.append(True),
+            lambda insist: bool(self.insists.append(insist)),  # type: ignore[func-returns-value]
         )
 
     def run_(self) -> None:
@@ -116,6 +120,15 @@ class SignalTests(SynchronousTestCase):
         self.reactor.turn()
         self.assertEqual(self.reactor.stops, 0)
         self.assertEqual(self.reloads, [True])
+
+    def test_restart(self) -> None:
+        """SIGUSR2 asks for a restart, and ends nothing where that cannot be."""
+        self.run_()
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.raise_signal(number)
+        self.reactor.turn()
+        self.assertEqual(self.insists, [False, True])
+        self.assertEqual(self.reactor.stops, 1)
 
     def test_user(self) -> None:
         """SIGUSR1 makes it log its state, on the next turn of the reactor."""

@@ -4,6 +4,7 @@ Restarts of the real daemon that nobody notices: docs/reliability.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -16,9 +17,10 @@ import msgspec
 
 from ccproxy.core.snapshot import HEADER, Snapshot, seal
 from ccproxy.net.passed import PREFIX
+from ccproxy.net.restarting import WORKING_DESCRIPTORS
 from ccproxy.service.handover import HandoverForm
 from ccproxy.testing.agent import ScriptedAgent
-from ccproxy.testing.client import commandFrame, hyperPayload, registration
+from ccproxy.testing.client import BlockingClient, commandFrame, hyperPayload, registration
 from ccproxy.testing.daemon import Daemon, eventually, script
 from ccproxy.wire.codes import Command, ControlCode, FrameType, Stream
 from ccproxy.wire.frames import encodeFrame
@@ -37,11 +39,20 @@ SESSIONS = int(os.environ.get("CCPROXY_RESTART_SESSIONS", "20"))
 PATIENCE = 60.0 + SESSIONS
 
 
-def supervised(*options: str) -> Daemon:
-    """A daemon with a supervisor: its process is the supervisor's."""
+def supervised(*options: str, before: str = "") -> Daemon:
+    """
+    A daemon with a supervisor: its process is the supervisor's.
+
+    @param before: what a shell does before it becomes the supervisor.
+    """
     twistd = [*script("twistd"), "-n", "--pidfile=", "ccproxy", "--socket-path", "{socket}"]
     begin = [*script("ccproxyctl"), "supervise", "--", *twistd]
-    return Daemon(*options, command=begin)
+    return Daemon(*options, command=[*shell(before), *begin])
+
+
+def shell(before: str) -> list[str]:
+    """How a command line begins that runs a shell's command before the rest of it."""
+    return ["sh", "-c", f'{before} exec "$@"', "sh"] if before else []
 
 
 class RestartCase(DaemonTestCase):
@@ -329,19 +340,108 @@ class SupervisorTests(DaemonTestCase):
         self.assertIn("cannot run /no/such/daemon", daemon.log())
 
     def test_full(self) -> None:
-        """What does not fit is said; a restart that would lose connections is an ordered end."""
-        begin = supervised().arguments
-        at = begin.index("supervise") + 1
-        daemon = self.cleared(Daemon(command=[*begin[:at], "--capacity=3", *begin[at:]]))
-        daemon.arguments[daemon.arguments.index("--socket-path") + 1] = daemon.path
+        """What does not fit is said; a restart that would lose connections does not happen."""
+        daemon = self.cleared(supervised())
+        daemon.arguments.insert(daemon.arguments.index("supervise") + 1, "--capacity=3")
         daemon.start()
         vm = self.vm(daemon)
-        vm.start()
+        process = vm.start()
         daemon.waitLog("event=store-full")
-        daemon.process.send_signal(signal.SIGUSR2)
+        before = daemon.child
+        for nth in (1, 2):
+            daemon.process.send_signal(signal.SIGUSR2)
+            eventually(lambda: daemon.log().count("event=handover-failed") == nth, "a refusal")  # noqa: B023
+        self.assertEqual(daemon.child, before)
+        process.say(b"goes on")
+        self.assertEqual(process.shim.output(Stream.STDOUT, 7), b"goes on")
+        # What the daemon itself is told insists.
+        os.kill(before, signal.SIGTERM)
         self.assertEqual(daemon.wait(), 0)
-        self.assertIn("event=handover-failed", daemon.log())
         self.assertIn("event=stopped", daemon.log())
+
+    def test_fewDescriptors(self) -> None:
+        """
+        A hundred VMs under a limit of 400 open files outlive a kill and a restart. The daemon knows
+        how many descriptors can be kept under that limit.
+        """
+        daemon = self.cleared(supervised(before="ulimit -n 400;")).start()
+        self.addCleanup(daemon.stop)
+        load = Load(daemon.directory, daemon.path, 100, 0)
+        self.addCleanup(load.close)
+        for nth, act in enumerate(
+            (
+                lambda: os.kill(daemon.child, signal.SIGKILL),
+                lambda: daemon.process.send_signal(signal.SIGUSR2),
+            )
+        ):
+            act()
+            load.run(lambda: daemon.log().count("event=started") > nth + 1)  # noqa: B023
+            answers = [runtime.answers for runtime in load.runtimes]
+            load.run(
+                lambda: all(r.answers > a for r, a in zip(load.runtimes, answers, strict=True))  # noqa: B023
+            )
+        self.assertEqual([agent for agent in load.agents.agents if agent.closed], [])
+        environment = Path(f"/proc/{daemon.child}/environ").read_bytes().split(b"\0")
+        self.assertIn(b"FDSTORE=%d" % (400 - WORKING_DESCRIPTORS), environment)
+
+    def test_crowded(self) -> None:
+        """A restart needs no descriptor that clients can take."""
+        daemon = self.cleared(supervised(before="ulimit -n 300;")).start()
+        self.addCleanup(daemon.stop)
+        process = self.vm(daemon).start()
+        served: list[BlockingClient] = []
+        while self.isServed(client := self.client(daemon)):
+            served.append(client)
+        self.assertGreater(len(served), 100)
+        daemon.process.send_signal(signal.SIGUSR2)
+        eventually(lambda: daemon.log().count("event=started") > 1, "a restart", 60)
+        self.assertEqual([client for client in served if not self.isServed(client)], [])
+        process.say(b"goes on")
+        self.assertEqual(process.shim.output(Stream.STDOUT, 7), b"goes on")
+
+    def isServed(self, client: BlockingClient) -> bool:
+        """Whether a client's commands are answered; else it was turned away."""
+        try:
+            client.probe()
+        except (AssertionError, OSError):
+            return False
+        return True
+
+    def test_badError(self) -> None:
+        """
+        P18: whatever becomes of stderr, neither the supervisor nor the daemon stops or hangs.
+        """
+        reading, full = os.pipe()
+        self.addCleanup(os.close, reading)
+        os.set_blocking(full, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(full, b"x" * 4096)
+        os.set_blocking(full, True)
+        nowhere = os.open("/dev/full", os.O_WRONLY)
+        for output, before in ((full, ""), (nowhere, ""), (None, "exec >&- 2>&-;")):
+            daemon = self.cleared(supervised(before=before)).start(output)
+            process = self.vm(daemon).start()
+            for number in (signal.SIGKILL, signal.SIGUSR2, signal.SIGKILL):
+                child = daemon.child
+                if number == signal.SIGKILL:
+                    os.kill(child, number)
+                else:
+                    daemon.process.send_signal(number)
+                eventually(lambda: self.another(daemon, child), "another daemon", 60)  # noqa: B023
+                process.vm.attach().hyper("ping")
+                process.say(b"goes on")
+                self.assertEqual(process.shim.output(Stream.STDOUT, 7), b"goes on")
+            self.assertEqual(daemon.stop(), 0)
+        os.close(full)
+        os.close(nowhere)
+
+    def another(self, daemon: Daemon, before: int) -> bool:
+        """Whether a daemon serves that is not the one before."""
+        try:
+            return Admin(f"{daemon.path}.admin").get("/v1/status")["pid"] != before  # type: ignore[no-any-return]
+        except (AssertionError, OSError, ValueError):
+            return False
 
     def test_noManager(self) -> None:
         """Where nobody keeps descriptors, that is said, and SIGTERM is the end."""

@@ -26,6 +26,7 @@ _SIGNALS = {
     "the next process instead.",
     "SIGHUP": "Read the configuration file again: the log level and the limits that may change.",
     "SIGUSR1": "Write the state, and all that is waited for, to the log.",
+    "SIGUSR2": "With --keep-descriptors, restart as with SIGTERM, but go on if that fails.",
 }
 _FILES = {
     DEFAULT_FILE: "the configuration",

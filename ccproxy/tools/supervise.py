@@ -9,7 +9,6 @@ memory, and as little as possible can go wrong.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import resource
 import select
@@ -28,7 +27,8 @@ import attrs
 
 from ..errors import CCProxyError
 from ..net.passed import FIRST, Passed
-from ..net.restarting import HANDED_OVER, KEEP_VARIABLE
+from ..net.restarting import HANDED_OVER, KEEP_VARIABLE, WORKING_DESCRIPTORS
+from ..service.logwriter import LogWriter, descriptorWriter
 
 #: Seconds until a daemon that has died is started again: at once the first time, then ever later.
 DELAYS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -40,8 +40,12 @@ STEADY = 1.0
 #: Seconds that the daemon may take to end in order; then it is killed.
 STOP_TIMEOUT = 20.0
 #: How many descriptors are kept by default: as many as the VMs and clients of a daemon with the
-#: default limits can have together.
+#: default limits can have together. RLIMIT_NOFILE may allow less.
 CAPACITY = 24576
+#: Seconds that stderr may take for the last lines.
+FLUSH_TIMEOUT = 2.0
+#: Seconds between two tries when the system allows no more processes.
+FORK_INTERVAL = 1.0
 
 _FORWARDED = (signal.SIGHUP, signal.SIGUSR1)
 _ENDING = (signal.SIGTERM, signal.SIGINT)
@@ -154,8 +158,7 @@ class Supervisor:
         startAt: float | None = time.monotonic()
         while True:
             if startAt is not None and time.monotonic() >= startAt:
-                startAt = None
-                self._start()
+                startAt = None if self._start() else time.monotonic() + FORK_INTERVAL
             due = startAt if startAt is not None else self._killAt
             poll.poll(None if due is None else 1000 * max(0.0, due - time.monotonic()))
             self._listen()
@@ -208,7 +211,12 @@ class Supervisor:
             )
         return delay
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """
+        Start a daemon.
+
+        @return: whether the system allows another process.
+        """
         self._started = time.monotonic()
         self._everReady, self._ready = self._everReady or self._ready, False
         self._untold.clear()
@@ -221,9 +229,13 @@ class Supervisor:
         }
         for name in ("WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS"):
             environment.pop(name, None)
-        self._pid = os.fork()
+        try:
+            self._pid = os.fork()
+        except OSError as error:
+            _say(f"cannot start the daemon, will try again: {error.strerror}")
+            return False
         if self._pid:
-            return
+            return True
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -231,22 +243,14 @@ class Supervisor:
                 environment["LISTEN_PID"] = str(os.getpid())
                 environment["LISTEN_FDS"] = str(len(names))
                 environment["LISTEN_FDNAMES"] = ":".join(names)
-                self._arrange()
+                arrange([descriptor for _, descriptor in self._store.kept])
             os.execvpe(self._command[0], self._command, environment)
         except OSError as error:
-            _say(f"cannot run {self._command[0]}: {error.strerror}")
+            # stderr may block, and the thread that writes to it is not in this process.
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as telling:
+                telling.sendto(f"ERRNO={error.errno}".encode(), self._address)
         finally:
             os._exit(127)
-
-    def _arrange(self) -> None:
-        """In the child: put the descriptors where they are expected, one behind the other."""
-        above = FIRST + len(self._store.kept)
-        moved = [
-            fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, above)
-            for _, descriptor in self._store.kept
-        ]
-        for at, descriptor in enumerate(moved):
-            os.dup2(descriptor, FIRST + at)
 
     def _signalled(self, number: int) -> None:
         """A signal has come to us."""
@@ -257,12 +261,11 @@ class Supervisor:
             if not self._ending:
                 self._ending, self._killAt = True, time.monotonic() + STOP_TIMEOUT
         else:
-            told = number if number in _FORWARDED else signal.SIGTERM
             # One that is only starting would die of it: it is told once it serves.
             if self._ready:
-                self._kill(told)
+                self._kill(number)
             elif self._pid:
-                self._untold.add(told)
+                self._untold.add(number)
 
     def _kill(self, number: int) -> None:
         if self._pid:
@@ -274,11 +277,13 @@ class Supervisor:
             rights = socket.CMSG_SPACE(_MOST_DESCRIPTORS * 4)
             space = rights + socket.CMSG_SPACE(_CREDENTIALS.size)
             try:
-                text, messages, _, _ = self._socket.recvmsg(
+                text, messages, flags, _ = self._socket.recvmsg(
                     _MOST_TEXT, space, socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
                 return
+            if flags & socket.MSG_CTRUNC:
+                _say("descriptors were lost: this process may not open more (ulimit -n)")
             sender, descriptors = 0, array("i")
             for _, kind, data in messages:
                 if kind == socket.SCM_RIGHTS:
@@ -306,10 +311,55 @@ class Supervisor:
                     self._kill(number)
             if said.get("FDSTOREREMOVE") == "1":
                 self._store.remove(name)
+            if "ERRNO" in said:
+                _say(f"cannot run {self._command[0]}: {os.strerror(int(said['ERRNO']))}")
+
+
+def arrange(descriptors: Sequence[int]) -> None:
+    """
+    Move descriptors, in a process that is about to run another program, to L{FIRST} and the
+    numbers behind it. Whatever else has these numbers is closed.
+
+    At no moment does this take more than one descriptor in addition.
+    """
+    places = list(descriptors)
+    indices = {place: index for index, place in enumerate(places)}
+    for index in range(len(places)):
+        target, place = FIRST + index, places[index]
+        if place == target:
+            os.set_inheritable(target, True)
+            continue
+        other = indices.pop(target, None)
+        if other is not None:
+            places[other] = os.dup(target)
+            indices[places[other]] = other
+        os.dup2(place, target)
+        os.close(place)
+        del indices[place]
+
+
+def _line(text: str) -> bytes:
+    return os.fsencode(f"ccproxyctl supervise: {text}\n")
+
+
+#: Waits for stderr in a thread of its own: whoever reads it must not hold up a restart.
+_log = LogWriter(
+    descriptorWriter(2) if sys.__stderr__ is not None else len,
+    lambda count: _line(f"{count} lines were lost here"),
+)
 
 
 def _say(text: str) -> None:
-    print(f"ccproxyctl supervise: {text}", file=sys.stderr, flush=True)
+    _log.put(_line(text))
+
+
+def _openStandard() -> None:
+    """Open stdin, stdout and stderr if they are closed, so that no other file takes their place."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def makeParser() -> argparse.ArgumentParser:
@@ -327,7 +377,8 @@ def makeParser() -> argparse.ArgumentParser:
         type=int,
         default=CAPACITY,
         metavar="N",
-        help="how many descriptors are kept at most (%(default)s)",
+        help="how many descriptors are kept at most (%(default)s, or fewer: as many as the limit"
+        " of open files allows)",
     )
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="the daemon to run")
     return parser
@@ -341,11 +392,16 @@ def main(arguments: Sequence[str]) -> int:
     @return: the exit status.
     """
     options = makeParser().parse_args(arguments)
+    _openStandard()
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    allowed = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - WORKING_DESCRIPTORS)
+    _log.start()
     try:
-        return Supervisor(options.command, options.capacity).run()
+        return Supervisor(options.command, min(options.capacity, allowed)).run()
     except (CCProxyError, OSError) as problem:
         _say(str(problem))
         return 1
+    finally:
+        _log.flush(FLUSH_TIMEOUT)
