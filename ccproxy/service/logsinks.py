@@ -1,5 +1,5 @@
 """
-Where the log goes: stderr, syslog and the journal.
+Where the log goes: stderr, a file, syslog and the journal.
 
 Each sink has a queue and a thread of its own (L{ccproxy.service.logwriter}), so that one that takes
 nothing holds up neither the daemon nor the others. Everything here may block, and runs in those
@@ -12,9 +12,11 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import sys
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import attrs
 
@@ -24,6 +26,8 @@ from .settings import Settings
 
 SYSLOG = "/dev/log"
 JOURNAL = "/run/systemd/journal/socket"
+#: How long a file gets, in bytes, before another one is begun: the value of C{twistd --logfile}.
+ROTATE_SIZE = 1_000_000
 
 Write = Callable[[bytes], object]
 
@@ -34,13 +38,80 @@ class Sink:
     A place that the log goes to.
 
     @ivar render: what is written of an entry.
-    @ivar write: writes bytes, all of them. It may block, and it may raise L{OSError}.
+    @ivar write: writes bytes, all of them. It may block, and it may raise
+        L{PartlyWritten <ccproxy.service.logwriter.PartlyWritten>} or another exception.
     @ivar joins: whether entries that wait may be written together.
     """
 
     render: Callable[[Entry], bytes]
     write: Write
     joins: bool = True
+
+
+class FileWriter:
+    """
+    Appends to a file, as C{twistd --logfile} does: when the file has L{ROTATE_SIZE}, it is renamed
+    to FILE.1, which was renamed to FILE.2 before, and so on; and a new file is begun. So it is when
+    somebody else has moved the file. While no new one can be made, the old one goes on.
+    """
+
+    def __init__(self, path: str) -> None:
+        """
+        @param path: the file's; it is made if it is not there.
+        @raise OSError: the file cannot be written.
+        """
+        self._path = os.path.abspath(path)
+        self._descriptor = -1
+        self._open(0o666)
+
+    def __call__(self, data: bytes) -> None:
+        """
+        Append.
+
+        @raise OSError: not all could be written.
+        """
+        with suppress(OSError):
+            self._rotate()
+        self._write(data)
+
+    def _open(self, mode: int) -> None:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        descriptor = os.open(self._path, flags, mode)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        size = os.fstat(descriptor).st_size
+        # The process before may have died, or found the disk full, inside a line.
+        cut = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        self._write = descriptorWriter(descriptor, cut)
+        self._descriptor = descriptor
+
+    def _rotate(self) -> None:
+        """
+        Begin a new file if it is time.
+
+        @raise OSError: that is not possible.
+        """
+        state = os.fstat(self._descriptor)
+        try:
+            moved = not os.path.samestat(state, os.stat(self._path))
+        except FileNotFoundError:
+            moved = True
+        if not moved and (state.st_size < ROTATE_SIZE or not stat.S_ISREG(state.st_mode)):
+            return
+        if not moved:
+            for number in sorted(self._numbers(), reverse=True):
+                os.rename(f"{self._path}.{number}", f"{self._path}.{number + 1}")
+            os.rename(self._path, f"{self._path}.1")
+        self._open(0o600)
+        os.fchmod(self._descriptor, stat.S_IMODE(state.st_mode))
+
+    def _numbers(self) -> Iterator[int]:
+        """The numbers of the files that were begun before this one."""
+        folder, name = os.path.split(self._path)
+        for each in os.listdir(folder):
+            number = each.removeprefix(f"{name}.")
+            if number != each and number.isascii() and number.isdigit() and number[0] != "0":
+                yield int(number)
 
 
 class SocketWriter:

@@ -26,27 +26,45 @@ CAPACITY = 1 << 20
 _ATOMIC = 4096
 
 
-def descriptorWriter(descriptor: int) -> Callable[[bytes], None]:
+class PartlyWritten(OSError):
+    """
+    Not all could be written.
+
+    @ivar written: how many bytes could.
+    """
+
+    def __init__(self, error: OSError, written: int) -> None:
+        super().__init__(error.errno, error.strerror)
+        self.written = written
+
+
+def descriptorWriter(descriptor: int, cut: bool = False) -> Callable[[bytes], None]:
     """
     A function that writes all of its argument to a descriptor, however long that takes.
 
-    A disk that gets full may take a part of a line only; then what comes next begins a new one.
+    A disk that gets full may take a part of a line only; then what comes next begins a new one. The
+    function raises L{PartlyWritten} if not all can be written.
 
     @param descriptor: it may be non-blocking, if somebody else has made it so.
+    @param cut: whether what was written there before ends inside a line.
     """
-    cut = False
 
     def write(data: bytes) -> None:
         nonlocal cut
         rest = memoryview(b"\n" + data if cut else data)
         while rest:
             try:
-                rest = rest[os.write(descriptor, rest) :]
-                cut = bool(rest)
+                size = os.write(descriptor, rest)
             except BlockingIOError:
                 poll = select.poll()
                 poll.register(descriptor, select.POLLOUT)
                 poll.poll()
+            except OSError as error:
+                raise PartlyWritten(error, max(0, len(data) - len(rest))) from error
+            else:
+                end = len(data) - len(rest) + size
+                cut = end > 0 and not data.endswith(b"\n", 0, end)
+                rest = rest[size:]
 
     return write
 
@@ -69,7 +87,8 @@ class LogWriter:
         joins: bool = True,
     ) -> None:
         """
-        @param write: writes all of the bytes given, or raises L{OSError}.
+        @param write: writes all of the bytes given, or raises an exception, which may be
+            L{PartlyWritten}.
         @param reportLost: makes the line that says how many lines are missing.
         @param capacity: how many bytes may wait.
         @param joins: whether lines may be written together.
@@ -149,28 +168,33 @@ class LogWriter:
             self._writing = True
         try:
             self._write(batch)
-            written = True
-        except OSError:
-            # Whoever read the log is gone, or the disk is full. There is nobody to tell.
-            written = False
+            written = len(batch)
+        except Exception as error:
+            # Whoever read the log is gone, or the disk is full. There is nobody to tell, and
+            # whatever else it is must not end this thread.
+            written = error.written if isinstance(error, PartlyWritten) else 0
         with self._changed:
             self._writing = False
-            if not written:
-                for tells in taken:
-                    if tells:
-                        self._lost += tells
-                    else:
-                        self._lose()
-            elif self._lost and not self._lines:
+            failed = written < len(batch)
+            for size, tells in taken:
+                written -= size
+                if written < 0 and tells:
+                    self._lost += tells
+                elif written < 0:
+                    self._lose()
+            if not failed and self._lost and not self._lines:
                 self._appendReport()
             self._changed.notify_all()
 
-    def _take(self) -> tuple[bytes, list[int]]:
-        """Take the first line, and those after it that can be written with it; what each tells."""
-        batch, taken = bytearray(), list[int]()
+    def _take(self) -> tuple[bytes, list[tuple[int, int]]]:
+        """
+        Take the first line, and those after it that can be written with it; the size of each, and
+        what it tells.
+        """
+        batch, taken = bytearray(), list[tuple[int, int]]()
         while self._lines and (not batch or len(batch) + len(self._lines[0][0]) <= self._atomic):
             line, tells = self._lines.popleft()
             batch += line
-            taken.append(tells)
+            taken.append((len(line), tells))
         self._size -= len(batch)
         return bytes(batch), taken

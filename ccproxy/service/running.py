@@ -14,15 +14,15 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import attrs
 from twisted.application.service import IService, MultiService
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
-from twisted.python.logfile import LogFile
 
 from ..errors import CCProxyError
 from .logging import DaemonLog, laterOn
-from .logsinks import Write, sinksOf, standardErrorWriter
+from .logsinks import FileWriter, Write, sinksOf, standardErrorWriter
 from .logwriter import descriptorWriter
 
 if TYPE_CHECKING:
@@ -189,7 +189,8 @@ def _twistdLog(
 ) -> DaemonLog | None:
     """The log, with what C{twistd} was told for stderr, or L{None} if that is beyond us."""
     name, foreground = twistd.get("logfile"), twistd.get("nodaemon")
-    if twistd.get("logger") or twistd.get("syslog") or (name == "-" and not foreground):
+    syslog = bool(twistd.get("syslog"))
+    if twistd.get("logger") or (name == "-" and not foreground and not syslog):
         # A daemon in the background has no stdout: twistd says so itself.
         return None
 
@@ -197,8 +198,10 @@ def _twistdLog(
         if name == "-":
             return descriptorWriter(1)
         if name or not foreground:
-            write: Write = LogFile.fromFullPath(name or "twistd.log").write
-            return write
+            return FileWriter(name or "twistd.log")
         return standardErrorWriter()
 
+    if syslog:
+        names = ["syslog" if each == "stderr" else each for each in settings.logTo]
+        settings = attrs.evolve(settings, logTo=tuple(dict.fromkeys(names)))
     return DaemonLog(settings, sinksOf(settings, standardError), laterOn(reactor))

@@ -5,6 +5,7 @@ Tests for L{ccproxy.service.logging} and L{ccproxy.service.logwriter}.
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import random
@@ -28,7 +29,7 @@ from ..errors import BadPayload
 from ..service.logformats import FORMATS, asLine
 from ..service.logging import FIELDS, LONGEST_VALUE, DaemonLog
 from ..service.logsinks import Sink
-from ..service.logwriter import LogWriter, descriptorWriter
+from ..service.logwriter import LogWriter, PartlyWritten, descriptorWriter
 from ..service.settings import LOG_FORMATS, Settings
 
 TOKEN = "Ab3-_9ZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZ="
@@ -389,6 +390,38 @@ class WriterTests(SynchronousTestCase):
         self.writer.flush(0)
         self.assertEqual(self.sink.written, b"[3 lost]d")
         self.assertEqual(self.writer.lost, 3)
+
+    @given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(0, 200))
+    def test_partlyWritten(self, sizes: list[int], room: int) -> None:
+        """Of lines that are written together, those that are not written whole are counted."""
+        written = bytearray()
+
+        def write(data: bytes) -> None:
+            written.extend(data[:room])
+            if len(data) > room:
+                raise PartlyWritten(OSError(errno.ENOSPC, "full"), room)
+
+        writer = LogWriter(write, b"[%d lost]\n".__mod__)
+        for size in sizes:
+            writer.put(b"x" * (size - 1) + b"\n")
+        writer.flush(0)
+        self.assertEqual(written.count(b"\n") + writer.lost, len(sizes))
+
+    def test_otherErrors(self) -> None:
+        """An exception of any kind costs what was to be written, and not the thread."""
+        taken: list[bytes] = []
+
+        def write(data: bytes) -> None:
+            if data == b"bad":
+                raise ValueError("I/O operation on closed file")
+            taken.append(data)
+
+        writer = LogWriter(write, b"[%d lost]".__mod__, joins=False)
+        writer.start()
+        for line in (b"one", b"bad", b"two"):
+            writer.put(line)
+        self.assertTrue(writer.flush(30))
+        self.assertEqual(taken, [b"one", b"two", b"[1 lost]"])
 
     def test_batches(self) -> None:
         """Short lines are written together, though never more than a pipe takes as a whole."""

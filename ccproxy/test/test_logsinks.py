@@ -11,6 +11,7 @@ import re
 import socket
 import tempfile
 import threading
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given
@@ -30,7 +31,14 @@ from ..service.logformats import (
 )
 from ..service.logging import DaemonLog
 from ..service.lograte import MOST_KINDS, PERIOD, RateLimit
-from ..service.logsinks import JournalWriter, Sink, SocketWriter, SyslogWriter, sinksOf
+from ..service.logsinks import (
+    FileWriter,
+    JournalWriter,
+    Sink,
+    SocketWriter,
+    SyslogWriter,
+    sinksOf,
+)
 from ..service.settings import Settings
 from ..testing.daemon import eventually
 
@@ -105,6 +113,72 @@ class FormatTests(SynchronousTestCase):
         told = asSyslog(formatText)(Entry(0, "info", "é" * LONGEST_SYSLOG))
         self.assertIn(len(told), (LONGEST_SYSLOG, LONGEST_SYSLOG - 1))
         self.assertTrue(told.decode().endswith("é"))
+
+
+class FileTests(SynchronousTestCase):
+    """Tests for L{FileWriter}."""
+
+    def setUp(self) -> None:
+        self.folder = Path(self.mktemp())
+        self.folder.mkdir()
+        self.path = self.folder / "log"
+        self.patch(logsinks, "ROTATE_SIZE", 10)
+
+    def files(self) -> dict[str, str]:
+        """What is in the files."""
+        return {path.name: path.read_text() for path in sorted(self.folder.glob("log*"))}
+
+    def test_rotation(self) -> None:
+        """A file that is long enough becomes the first of the old ones, with the same mode."""
+        (self.folder / "log.other").write_text("not ours")
+        self.path.touch(0o640)
+        self.path.chmod(0o640)
+        write = FileWriter(str(self.path))
+        for letter in "abcdefghijkl":
+            write(f"{letter}{letter}{letter}\n".encode())
+        self.assertEqual(
+            self.files(),
+            {
+                "log": "jjj\nkkk\nlll\n", "log.1": "ggg\nhhh\niii\n", "log.2": "ddd\neee\nfff\n",
+                "log.3": "aaa\nbbb\nccc\n", "log.other": "not ours",
+            },
+        )  # fmt: skip
+        self.assertEqual(self.path.stat().st_mode & 0o777, 0o640)
+
+    def test_moved(self) -> None:
+        """Who moves the file, as logrotate does, gets a new one."""
+        write = FileWriter(str(self.path))
+        write(b"one\n")
+        self.path.rename(self.folder / "log-old")
+        write(b"two\n")
+        self.assertEqual(self.files(), {"log": "two\n", "log-old": "one\n"})
+
+    def test_cannotRotate(self) -> None:
+        """While no new file can be made, nothing is lost; then it is."""
+        write = FileWriter(str(self.path))
+        write(b"0123456789\n")
+        self.path.rename(self.folder / "log.1")
+        self.path.mkdir()
+        write(b"more\n")
+        write(b"and more\n")
+        self.path.rmdir()
+        write(b"new\n")
+        self.assertEqual(
+            self.files(), {"log": "new\n", "log.1": "0123456789\nmore\nand more\n"}
+        )
+
+    def test_unfinished(self) -> None:
+        """A line that an earlier process has not finished is joined with none of ours."""
+        self.path.write_text("half a li")
+        FileWriter(str(self.path))(b"one\n")
+        self.assertEqual(self.path.read_text(), "half a li\none\n")
+
+    def test_noFile(self) -> None:
+        """A device is a file too, and is never renamed; a file that cannot be made is an error."""
+        FileWriter("/dev/null")(b"x" * 100)
+        self.assertTrue(Path("/dev/null").is_char_device())
+        self.assertRaises(OSError, FileWriter("/dev/full"), b"x")
+        self.assertRaises(OSError, FileWriter, str(self.folder / "none" / "log"))
 
 
 class SocketCase(SynchronousTestCase):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from typing import Any
 
 from twisted.application.service import Application, IServiceMaker, MultiService, Service
@@ -16,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from ..errors import CCProxyError
-from ..service import making, running
+from ..service import logsinks, making, running
 from ..service.logging import DaemonLog
 from ..service.options import Options
 from ..service.running import TwistdService, failingClearly, handleSignals
@@ -188,11 +189,12 @@ class StartTests(SynchronousTestCase):
             {"nodaemon": True},
             {"nodaemon": True, "logfile": "-"},
             {"logfile": "x"},
+            {"syslog": True},
             {},
         ):
             application, _ = self.service(**options)
             self.assertIsInstance(application.getComponent(ILogObserver), DaemonLog)
-        for options in ({"syslog": True}, {"logger": "some.factory"}, {"logfile": "-"}):
+        for options in ({"logger": "some.factory"}, {"logfile": "-"}):
             application, _ = self.service(**options)
             self.assertIs(application.getComponent(ILogObserver, None), None)
 
@@ -205,6 +207,20 @@ class StartTests(SynchronousTestCase):
         log.flush(0)
         with open(path) as file:
             self.assertIn("info  hello\n", file.read())
+
+    def test_syslog(self) -> None:
+        """C{--syslog} is our own sink for syslog, which shows no token."""
+        path = self.mktemp()
+        os.mkdir(path)
+        self.patch(logsinks, "SYSLOG", os.path.relpath(os.path.join(path, "log")))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as reader:
+            reader.bind(logsinks.SYSLOG)
+            reader.settimeout(30)
+            application, _ = self.service(syslog=True)
+            log = application.getComponent(ILogObserver)
+            Logger("ccproxy", observer=log).info("unknown token: {token}", token="T" * 43)
+            log.flush(0)
+            self.assertRegex(reader.recv(1000), rb"ccproxy\[\d+\]: unknown token: TTTTTT\.\.\.")
 
     def test_pidfile(self) -> None:
         """In the foreground there is no pid file but one that was asked for."""

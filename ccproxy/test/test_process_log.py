@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import signal
 import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from unittest import SkipTest
 
 from ccproxy import __version__
@@ -20,7 +23,7 @@ from ccproxy.test.adminhttp import UNIXConnection
 from ccproxy.test.processes import ProcessTestCase
 from ccproxy.test.test_logging import parseLogfmt
 from ccproxy.testing.client import BlockingClient
-from ccproxy.testing.daemon import Daemon, eventually
+from ccproxy.testing.daemon import Daemon, eventually, script
 from ccproxy.wire.codes import Command
 from twisted import __version__ as twistedVersion
 
@@ -226,6 +229,46 @@ class StalledSinkTests(ProcessTestCase):
         client.probe()
         self.assertLess(daemon.memory(), 200 << 20)
         os.set_blocking(reader, False)
+        self.assertEqual(daemon.stop(), 0)
+
+
+class FullDiskTests(ProcessTestCase):
+    """P18: a sink that takes only a part, or nothing."""
+
+    def test_full(self) -> None:
+        """P18: in any file, a full disk joins no lines, and all losses are counted."""
+        for twistd in ((), ("--logfile=twistd.log",), ("--logfile=-",)):
+            with self.subTest(twistd=twistd):
+                self.checkFull(*twistd)
+
+    def checkFull(self, *twistd: str) -> None:
+        """Let the disk be full for a while; C{twistd} has these options."""
+        begin = [*script("twistd"), "-n", "--pidfile=", *twistd, "ccproxy", "--log-level=warn"]
+        daemon = Daemon(command=[*begin, "--log-rate=0", "--socket-path={socket}"])
+        self.addCleanup(daemon.clear)
+        daemon.start()
+        client = BlockingClient(daemon.path)
+        self.addCleanup(client.close)
+        name = "twistd.log" if "--logfile=twistd.log" in twistd else "log"
+        path = Path(daemon.directory) / name
+        client.log(entry("entry-begin-"))
+        eventually(lambda: "entry-begin-" in path.read_text(), "the first entry")
+        limit = path.stat().st_size + 1000
+        infinite = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        for nth in range(100):
+            client.log(entry(f"entry-{nth}-" + "x" * (nth % 7)))
+        client.probe()
+        eventually(lambda: path.stat().st_size == limit and daemon.isIdle(), "a full disk")
+        resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, infinite)
+        client.log(entry("entry-last-"))
+        eventually(lambda: "are missing here" in path.read_text(), "what is missing")
+        lines = path.read_text().splitlines()
+        self.assertLessEqual(max(line.count("entry-") for line in lines), 1)
+        shown = sum(bool(re.search(r"entry-\w+-.*  .*client=\"[^\"]*\"$", line)) for line in lines)
+        missing = sum(map(int, re.findall(r"(\d+) log entries are missing", "\n".join(lines))))
+        self.assertEqual(shown + missing, 102)
+        self.assertGreater(missing, 50)
         self.assertEqual(daemon.stop(), 0)
 
 
