@@ -274,7 +274,7 @@ class Client:
 
     def _ignore(self, what: str) -> None:
         """Drop a frame; said once per connection and kind."""
-        self.registry.ignoredFrames += 1
+        self.registry.frameIgnored()
         what = what[:MAX_REASON]
         if what not in self._ignored and len(self._ignored) < 8:
             self._ignored.add(what)

@@ -90,6 +90,7 @@ class Flow:
     def block(self, session: Session) -> None:
         """C{session} is full: read the channel no further."""
         vm = self._vm
+        self._pauseChanged()
         self.blocker = session
         self.since = vm.registry.clock.seconds()
         if vm.io is not None:
@@ -131,8 +132,14 @@ class Flow:
         )
         self.blocker = None
         self._readSince = now
+        self._pauseChanged()
         if vm.io is not None:
             vm.io.resumeReading()
+
+    def _pauseChanged(self) -> None:
+        """The time since which the channel is read changes; a process's end may depend on it."""
+        if any(session.awaitsEnd for session in self._vm.processes.sessions):
+            self._vm.registry.changed(self._vm)
 
     def _arm(self) -> None:
         """Set the deadline that fits the blocker: it has a shim, or it has none."""

@@ -71,8 +71,9 @@ class Registry:
     @ivar urls: of the sockets over which VMs have been registered; C{""} is the one of C{url}.
     @ivar whenRegistered: called when a VM has been registered.
     @ivar whenUnregistered: called when a VM has been unregistered.
-    @ivar whenChanged: called at the end of each turn with the VMs of which more has changed than
-        what is on its way, if anybody wants to know.
+    @ivar whenChanged: called at the end of a turn if C{draining} or C{ignoredFrames} has changed,
+        or the state of a VM beyond the data in flight. It gets those VMs, perhaps none. L{None}
+        if no journal is kept.
     """
 
     connector: IConnector
@@ -100,6 +101,7 @@ class Registry:
     whenUnregistered: Callable[[], None] | None = None
     whenChanged: Callable[[set[VM]], None] | None = None
     _changed: set[VM] = attrs.field(factory=set)
+    _ownChanged: bool = False
     _serial: int = 0
     _touched: set[Client] = attrs.field(factory=set)
     _answered: set[Client] = attrs.field(factory=set)
@@ -166,6 +168,17 @@ class Registry:
         if self.whenChanged is not None and vm is not None:
             self._changed.add(vm)
 
+    def drain(self, draining: bool) -> None:
+        """Register no new VMs from now on, or register them again."""
+        self.draining = draining
+        self._ownChanged = True
+        self.flush()
+
+    def frameIgnored(self) -> None:
+        """Count a frame that its client may not send."""
+        self.ignoredFrames += 1
+        self._ownChanged = True
+
     def flush(self) -> None:
         """The end of a turn: send what has gathered."""
         crowded = self._crowded or self.budget.crowded
@@ -185,13 +198,14 @@ class Registry:
         self._writeDown()
 
     def _writeDown(self) -> None:
-        if self._changed and self.whenChanged is not None:
+        if (self._changed or self._ownChanged) and self.whenChanged is not None:
             changed, self._changed = self._changed, set()
+            self._ownChanged = False
             self.whenChanged(changed)
 
     def _uncrowded(self) -> None:
         """Each session may hold more again: those that were full are not."""
-        for client in self.clients:
+        for client in list(self.clients):
             client.wake()
         for vm in [*self.vms.values(), *self.leaving]:
             if vm.flow.blocker is not None:

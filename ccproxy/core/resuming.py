@@ -46,6 +46,9 @@ from .vm import VM
 
 #: The waits of a VM that can be taken up.
 _VM_WAITS = ("_neverReady", "_askPing", "_lastWords", "_forgotten")
+#: Seconds that an absent shim has at least to come back after a crash: its deadline may have passed
+#: while there was no daemon to come back to.
+RECONNECT_TIME = 1.0
 
 
 @implementer(IConnection)
@@ -122,7 +125,7 @@ class Resumed:
                 stdin=stdin,
                 **session.fields,
             )
-        for client in registry.clients:
+        for client in list(registry.clients):
             client.sendReplies()
 
     def begin(self) -> None:
@@ -189,7 +192,11 @@ class _Reader:
         registry = self._registry = resumed.registry
         self._snapshot = snapshot
         self._connections = connections
-        self._now = registry.clock.seconds()
+        now = self._now = registry.clock.seconds()
+        written = now if snapshot.written is None else snapshot.written
+        #: Seconds since the snapshot was written. A clock that began anew says nothing of it.
+        self._age = max(0.0, now - written)
+        self._then = now - self._age
         self._sinks = resumed.sinks
         self._lost = resumed.lost
         self._losses = resumed.losses
@@ -205,7 +212,7 @@ class _Reader:
         self._clients = [self._client(form) for form in snapshot.clients]
         self._vms = [VM(registry, form.request, form.serial, None) for form in snapshot.vms]
         self._sessions = [
-            Session(self._vms[form.vm], form.stdio, self._now - form.created, form.token)
+            Session(self._vms[form.vm], form.stdio, self._then - form.created, form.token)
             for form in snapshot.sessions
         ]
         self._slots = [self._slot(form) for form in snapshot.slots]
@@ -221,6 +228,10 @@ class _Reader:
         registry.tokens.update(
             (token, self._sessions[place]) for token, place in snapshot.tokens.items()
         )
+
+    def _left(self, left: float) -> float:
+        """Return the seconds from now to what was due C{left} seconds after the writing."""
+        return max(0.0, left - self._age)
 
     def _connect(self, key: Key, sink: IStreamSink) -> None:
         if key in self._connections:
@@ -255,11 +266,11 @@ class _Reader:
         client._ignored.update(form.ignored)
         client.url = form.url
         if form.closeIn is not None:
-            client._wait = self._registry.later(form.closeIn, client.close)
+            client._wait = self._registry.later(self._left(form.closeIn), client.close)
 
     def _slot(self, form: SlotForm) -> Slot:
         slot = Slot(self._clients[form.client], form.opcode, form.reply)
-        slot.began = self._now - form.began
+        slot.began = self._then - form.began
         return slot
 
     def _fillOutlet(self, outlet: Outlet, form: OutletForm) -> None:
@@ -289,7 +300,7 @@ class _Reader:
             command = SignalCommand(slot, session, form.signal)
         else:
             raise BadSnapshot(f"a {form.kind} that lacks something")
-        command.arrived, command.sent = self._now - form.arrived, self._now - form.sent
+        command.arrived, command.sent = self._then - form.arrived, self._then - form.sent
         command.sentAt, command.expired = form.sentAt, form.expired
         return command
 
@@ -324,19 +335,22 @@ class _Reader:
         stdin.size = sum(map(len, form.pieces)) - form.offset
         registry.budget.used += output.pendingSize + stdin.size
         for held in form.held:
-            session.held.add(self._slots[held.slot], held.signal, held.failIn)
+            slot, left = self._slots[held.slot], self._left(held.failIn)
+            session.held.add(slot, held.signal, left, self._then - held.since)
         if form.numbered:
             processes.numbers[session.stdio] = processes.numbers[session.stderr] = session
         if form.named:
             processes._named[session.container, session.process] = session
         if form.exitIn is not None:
-            session._exitWait = registry.later(form.exitIn, session._outputOverdue)
+            session._exitWait = registry.later(self._left(form.exitIn), session._outputOverdue)
         if form.endIn is not None:
-            session._endWait = registry.later(form.endIn, session._giveUp)
+            grace = RECONNECT_TIME if self._snapshot.written is not None else 0.0
+            left = max(grace, self._left(form.endIn))
+            session._endWait = registry.later(left, session._giveUp)
 
     def _fillVM(self, vm: VM, form: VMForm) -> None:
         vm.state, vm.dialect = form.state, form.dialect
-        vm.created, vm.lostAt = self._now - form.created, self._now - form.lost
+        vm.created, vm.lostAt = self._then - form.created, self._then - form.lost
         vm.resync, vm.url = form.resync, form.url
         self._registry.urls.add(vm.url)
         vm._slot = None if form.slot is None else self._slots[form.slot]
@@ -353,7 +367,7 @@ class _Reader:
             vm.console.close()
         for name, (left, text) in form.waits.items():
             if name in _VM_WAITS:
-                vm._later(left, getattr(vm, name), *([VMGone(text)] if text else ()))
+                vm._later(self._left(left), getattr(vm, name), *([VMGone(text)] if text else ()))
         vm.clients.update(self._clients[place] for place in form.clients)
         processes, commands = vm.processes, vm.commands
         processes.sessions.update(self._sessions[place] for place in form.sessions)
@@ -366,7 +380,7 @@ class _Reader:
             commands._reported = self._commands[form.reported]
         commands._asked = form.asked
         for place, left in form.parked:
-            vm.starts.park(self._start(place), left)
+            vm.starts.park(self._start(place), self._left(left))
         for place in form.turns:
             self._sessions[place].stdin.scheduled = True
             vm.stdin.turns.append(self._sessions[place])
@@ -378,7 +392,8 @@ class _Reader:
 
     def _fillFlow(self, vm: VM, form: FlowForm) -> None:
         flow = vm.flow
-        flow.since, flow._readSince = self._now - form.since, self._now - form.readSince
+        flow.since = self._then - form.since
+        flow._readSince = self._now if form.unread else self._then - form.readSince
         flow.blocked = form.blocked
         if form.shim is not None:
             flow._shim = self._clients[form.shim]
@@ -386,7 +401,7 @@ class _Reader:
             flow.blocker = self._sessions[form.blocker]
             if form.due is not None:
                 due = flow._warn if form.due == "warn" else flow._drop
-                flow._after(form.dueIn, due, flow.blocker)
+                flow._after(self._left(form.dueIn), due, flow.blocker)
 
 
 def _startData(form: StartForm) -> StartData:

@@ -34,6 +34,8 @@ SIGKILL = 9
 SIGTERM = 15
 #: What hyperstart calls a container's first process that has no id.
 FIRST_PROCESS = "init"
+#: Bytes of the frame that tells an exit status.
+EXIT_SIZE = len(encodeProcessExited(0))
 #: The most output in a frame, so that one is never sent in part: L{MOST_PER_SEND} says why. Agents'
 #: messages are much shorter, as a rule.
 MOST_PER_FRAME = MOST_PER_SEND - IO_HEADER.size
@@ -193,8 +195,7 @@ class Session:
             client=start.slot.client.name if start else None,
             **self.fields,
         )
-        waiting = self._exitWait is not None and self._exitWait.active()
-        if self.status is not None and (self._sawEnd or not waiting):
+        if self.status is not None and (self._sawEnd or not self.awaitsEnd):
             self.exited(self.status)
         self.held.release()
         if self.stdin:
@@ -236,7 +237,7 @@ class Session:
             if self._sawEnd and len(body) == 1 and self.vm.dialect is not Dialect.HYPERSTART1:
                 self.exited(body[0])
                 return
-            self._sawEnd = False
+            self._outputGoesOn()
         elif not body:
             return
         if self.state is SessionState.DETACHED:
@@ -247,6 +248,12 @@ class Session:
         stream = Stream.STDOUT if number == self.stdio else Stream.STDERR
         for at in range(0, len(body), MOST_PER_FRAME):
             self.output.queue(encodeStream(stream, body[at : at + MOST_PER_FRAME]))
+
+    def _outputGoesOn(self) -> None:
+        """Output has come: an empty message before it was not the end."""
+        if self._sawEnd:
+            self._sawEnd = False
+            self.vm.registry.changed(self.vm)
 
     def roomFor(self, number: int, size: int) -> int:
         """
@@ -262,8 +269,18 @@ class Session:
             # Who asks does so once for many messages, the exit status perhaps among them.
             if number != self.stdio or size == IO_HEADER.size + 1:
                 return 0
-            self._sawEnd = False
+            self._outputGoesOn()
         return self.output.room
+
+    @property
+    def undelivered(self) -> int:
+        """Bytes of output that no shim has got. The exit status behind them is not output."""
+        return max(0, self.output.held - EXIT_SIZE) if self._exitQueued else self.output.held
+
+    @property
+    def awaitsEnd(self) -> bool:
+        """True if the exit status is known and waits for the end of the output."""
+        return self._exitWait is not None and self._exitWait.active()
 
     @property
     def _flowing(self) -> bool:
@@ -479,7 +496,7 @@ class Session:
         self.vm.log.warn(
             "dropped {dropped} bytes of output that no shim came for",
             event="undelivered",
-            dropped=self.output.held + self.output.dropped,
+            dropped=self.undelivered + self.output.dropped,
             **self.fields,
         )
         self.end()

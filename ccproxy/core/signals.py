@@ -48,16 +48,24 @@ class HeldSignals:
     def __iter__(self) -> Iterator[HeldSignal]:
         return iter(self._held)
 
-    def add(self, slot: Slot, signal: Signal, within: float | None = None) -> None:
+    def add(
+        self,
+        slot: Slot,
+        signal: Signal,
+        within: float | None = None,
+        since: float | None = None,
+    ) -> None:
         """
         Hold a signal until the process is started.
 
         @param within: for how many seconds; by default as long as the limits say.
+        @param since: when it came, in seconds of the clock; by default now.
         """
         registry = self._session.vm.registry
         delay = registry.limits.processTimeout if within is None else within
         wait = registry.later(delay, self._overdue, slot)
-        self._held.append(HeldSignal(slot, signal, wait, registry.clock.seconds()))
+        since = registry.clock.seconds() if since is None else since
+        self._held.append(HeldSignal(slot, signal, wait, since))
 
     def release(self) -> None:
         """The process is started: send them."""

@@ -3,7 +3,9 @@ The whole state as it is written down, for the process that goes on with it (doc
 
 Things that refer to each other are in tables, and refer to each other by their place there.
 Connections are written as keys that whoever holds the sockets has chosen. Times are seconds
-before now, or until then, so that no clock has to be the same.
+before the moment of writing, or after it. A planned restart ignores how long ago that was. A
+journal entry may be old, so L{Snapshot.written} says when it was written, on the monotonic clock,
+which all processes since the last boot share.
 
 A new field has a default, and a reader ignores what it does not know: so a version of this form is
 read by the version before it and by the one after it. What cannot be read so raises C{OLDEST}, and
@@ -144,11 +146,16 @@ class ClientForm:
 
 @attrs.define
 class HeldForm:
-    """A signal that waits for its process; it fails in C{failIn} seconds."""
+    """
+    A signal that waits for its process; it fails in C{failIn} seconds.
+
+    @ivar since: how many seconds it has waited.
+    """
 
     slot: Place
     signal: Signal
     failIn: Left
+    since: Ago = 0.0
 
 
 @attrs.define
@@ -213,6 +220,7 @@ class FlowForm:
     @ivar blocker: a session.
     @ivar since: how many seconds ago.
     @ivar readSince: likewise.
+    @ivar unread: the channel was not read; who reads it again counts from then on.
     @ivar blocked: for how many seconds in all.
     @ivar shim: a client.
     @ivar due: what happens in C{dueIn} seconds, if anything does.
@@ -221,6 +229,7 @@ class FlowForm:
     blocker: Optional[Place] = None
     since: Ago = 0.0
     readSince: Ago = 0.0
+    unread: bool = False
     blocked: Ago = 0.0
     shim: Optional[Place] = None
     due: Optional[Literal["warn", "drop"]] = None
@@ -290,6 +299,7 @@ class Snapshot:
     @ivar known: the VMs by their names.
     @ivar tokens: the sessions by their tokens.
     @ivar crashLoss: what crashes before have cost all sessions.
+    @ivar written: the moment of writing, in seconds of the monotonic clock, in a journal entry.
     """
 
     serial: Count = 0
@@ -305,6 +315,7 @@ class Snapshot:
     leaving: list[Place] = attrs.field(factory=list)
     tokens: dict[str, Place] = attrs.field(factory=dict)
     crashLoss: tuple[Count, Count] = (0, 0)
+    written: Optional[Ago] = None
 
 
 def seal(body: bytes) -> bytes:

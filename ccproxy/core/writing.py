@@ -83,6 +83,18 @@ def writeVM(vm: VM, keyOf: Callable[[IConnection], Key]) -> Snapshot:
     return _Writer(vm.registry, keyOf, vm).write()
 
 
+def writeCounters(registry: Registry) -> Snapshot:
+    """Write what belongs to no VM, for the journal: the drain, and the counters."""
+    return Snapshot(
+        serial=registry._serial,
+        clientCount=registry.clientCount,
+        ignoredFrames=registry.ignoredFrames,
+        draining=registry.draining,
+        crashLoss=registry.crashLoss,
+        written=registry.clock.seconds(),
+    )
+
+
 class _Table(Generic[T, F]):
     """
     All things of one kind that were met, in the order in which they were.
@@ -158,21 +170,15 @@ class _Writer:
         tokenPlaces = {token: self._sessions.place(each) for token, each in tokens.items()}
         for table, thing in self._toWrite:  # which becomes longer meanwhile
             table.write(thing)
-        return Snapshot(
-            serial=registry._serial,
-            clientCount=registry.clientCount,
-            ignoredFrames=registry.ignoredFrames,
-            draining=registry.draining,
-            clients=self._clients.forms,
-            vms=self._vms.forms,
-            sessions=self._sessions.forms,
-            slots=self._slots.forms,
-            commands=self._commands.forms,
-            known=knownPlaces,
-            leaving=leavingPlaces,
-            tokens=tokenPlaces,
-            crashLoss=registry.crashLoss,
-        )
+        snapshot = writeCounters(registry)
+        snapshot.clients, snapshot.vms = self._clients.forms, self._vms.forms
+        snapshot.sessions, snapshot.slots = self._sessions.forms, self._slots.forms
+        snapshot.commands = self._commands.forms
+        snapshot.known, snapshot.leaving = knownPlaces, leavingPlaces
+        snapshot.tokens = tokenPlaces
+        if only is None:
+            snapshot.written = None
+        return snapshot
 
     def _is(self, vm: VM | None) -> bool:
         """Whether a VM is to be written down."""
@@ -271,7 +277,12 @@ class _Writer:
             offset=stdin._offset if self._only is None else 0,
             stdinEnded=stdin.ended,
             held=[
-                HeldForm(self._slots.place(held.slot), held.signal, self._left(held.wait) or 0.0)
+                HeldForm(
+                    self._slots.place(held.slot),
+                    held.signal,
+                    self._left(held.wait) or 0.0,
+                    self._now - held.since,
+                )
                 for held in session.held._held
             ],
             numbered=processes.numbers.get(session.stdio) is session,
@@ -281,7 +292,7 @@ class _Writer:
             sawEnd=session._sawEnd,
             exitQueued=session._exitQueued,
             closeAfter=session._closeAfter,
-            lostOutput=output.held if self._only is not None else 0,
+            lostOutput=session.undelivered if self._only is not None else 0,
             lostInput=stdin.size if self._only is not None else 0,
             crashLoss=session.crashLoss,
             exitIn=self._left(session._exitWait),
@@ -332,12 +343,16 @@ class _Writer:
                 if self._only is None or (each.stdin.ended and each.stdin)
             ),
             rest=stdin._rest if self._only is None else b"",
-            flow=self._flow(vm.flow) if self._only is None else FlowForm(),
+            flow=self._flow(vm.flow),
             url=vm.url,
             traffic={name: getattr(vm.traffic, name) for name in _TRAFFIC},
         )
 
     def _flow(self, flow: Flow) -> FlowForm:
+        if self._only is not None:
+            # What has filled a session is lost in a crash, and the channel is read again.
+            blocked = flow.blocker is not None
+            return FlowForm(readSince=self._now - flow._readSince, unread=blocked)
         left = self._left(flow._wait)
         due = "warn" if flow._due == flow._warn else "drop"
         return FlowForm(

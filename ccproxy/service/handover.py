@@ -201,9 +201,11 @@ class Handover:
             journal, {each.name: waitingIn(each.descriptor) for each in pipes}
         )
         entries = journalled.vms.values()
+        # The entry about no VM is last: it is the most recent word on what all have.
+        snapshots = [*(entry.snapshot for entry in entries), journalled.counters]
         return HandoverForm(
             writer=__version__,
-            snapshots=[entry.snapshot for entry in entries if entry.snapshot is not None],
+            snapshots=[snapshot for snapshot in snapshots if snapshot is not None],
             channels=[entry.channels for entry in entries if entry.channels is not None],
             listening=journalled.listening,
             pods=journalled.pods,

@@ -24,7 +24,7 @@ from ..core.registry import Registry
 from ..core.snapshot import BadSnapshot, Key, OutletForm, Snapshot, seal, unseal
 from ..core.states import VMState
 from ..core.vm import VM
-from ..core.writing import writeVM
+from ..core.writing import writeCounters, writeVM
 from ..interfaces import IConnection
 from ..net.connecting import ChannelsForm, Connector
 from ..net.listening import UNIXListener
@@ -58,7 +58,8 @@ class EntryForm:
     One entry, of which most are about a VM.
 
     @ivar serial: the VM's.
-    @ivar snapshot: what is to be known of it, or L{None} once it is gone.
+    @ivar snapshot: what is to be known of it, or L{None} once it is gone. Without a serial: what
+        belongs to no VM.
     @ivar channels: what the connector knows of it.
     @ivar staged: in which pipe the commands are that it has for the agent, or as many of their
         bytes as a pipe is given at a time, unless they were sent since then.
@@ -131,6 +132,7 @@ class Journal:
         self._connections: dict[int, set[Key]] = {}
         self._held: dict[int, int] = {}
         self._rests: dict[Key, bytes] = {}
+        self._counters = (False, 0)
         self._unkept: dict[Key, StreamTransport] = {}
         # In turn: an entry speaks of the one, while in the other is what has no entry yet.
         self._pipes = [self._pipe(f"{STAGING}{generation}-{nth}") for nth in range(2)]
@@ -204,6 +206,7 @@ class Journal:
         self._write(seal(b""))
         self._entry(EntryForm(listening=self._listening, pods=self._podForms))
         self._entry(EntryForm(rests=self._rests))
+        self._noteCounters()
         for vm in self._vms():
             if vm.state not in _NOT_YET:
                 # Nothing is sent that only a journal knows of which is not kept yet.
@@ -292,6 +295,12 @@ class Journal:
                 self._vm(vm)
         if self._outdated or self._size > max(LEAST_REWRITTEN, 4 * self._live):
             self._rewrite()
+        elif self._counters != (self._registry.draining, self._registry.ignoredFrames):
+            self._noteCounters()
+
+    def _noteCounters(self) -> None:
+        self._counters = self._registry.draining, self._registry.ignoredFrames
+        self._entry(EntryForm(snapshot=writeCounters(self._registry)))
 
     def _restChanged(self, transport: StreamTransport, taken: int) -> None:
         """A transport keeps the beginning of a unit, or no longer, and is about to take input."""
@@ -374,6 +383,7 @@ class Journalled:
     What a journal says.
 
     @ivar vms: its last word of each VM that is not gone.
+    @ivar counters: its last word of what belongs to no VM.
     @ivar rests: what was taken from sockets and not used.
     @ivar used: what was used of their input: see L{EntryForm}.
     @ivar listening: the client socket.
@@ -381,6 +391,7 @@ class Journalled:
     """
 
     vms: dict[int, EntryForm] = attrs.field(factory=dict)
+    counters: Snapshot | None = None
     rests: dict[Key, bytes] = attrs.field(factory=dict)
     used: dict[Key, tuple[int, int]] = attrs.field(factory=dict)
     listening: ListeningForm | None = None
@@ -419,6 +430,7 @@ def readJournal(data: bytes, staged: Mapping[str, bytes]) -> Journalled:
         if entry.sent is not None:
             last, sent[last] = entry.sent[0], entry.sent[1]
         elif entry.serial is None:
+            found.counters = entry.snapshot or found.counters
             continue
         elif entry.snapshot is None:
             found.vms.pop(entry.serial, None)

@@ -5,7 +5,7 @@ of clients and agents that speak through them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -18,10 +18,11 @@ from ccproxy.core.channels import ControlSink, IOSink
 from ccproxy.core.client import Client
 from ccproxy.core.limits import Limits
 from ccproxy.core.registry import Registry
-from ccproxy.core.resuming import resume
+from ccproxy.core.resuming import Resumed, resume
 from ccproxy.core.snapshot import Snapshot, seal, unseal
+from ccproxy.core.states import VMState
 from ccproxy.core.vm import VM
-from ccproxy.core.writing import write
+from ccproxy.core.writing import write, writeCounters, writeVM
 from ccproxy.interfaces import IConnection, IConnector, IStreamSink
 from ccproxy.wire.codes import Command, ControlCode, Dialect, FrameType, Stream
 from ccproxy.wire.decoder import Buffer
@@ -272,9 +273,18 @@ def _all(decoder: MessageDecoder, connection: MemoryConnection) -> list[Message]
 class World:
     """
     A registry with nothing around it but what a test puts there.
+
+    @ivar connections: those that were written down, by their keys.
     """
 
-    def __init__(self, dialect: Dialect | None = None, **limits: Any) -> None:
+    def __init__(
+        self, dialect: Dialect | None = None, journal: Any = False, **limits: Any
+    ) -> None:
+        """
+        @param journal: keep a journal, so that the process can L{crash}.
+        """
+        self.connections: dict[int, MemoryConnection] = {}
+        self._journal: dict[int, Snapshot] = {}
         self.clock = Clock()
         self.connector = MemoryConnector()
         self.events: list[dict[str, Any]] = []
@@ -286,6 +296,8 @@ class World:
             agentDialect=dialect,
             wallClock=lambda: 1_000_000.0 + self.clock.seconds(),
         )
+        if journal:
+            self._keepJournal()
 
     def client(self) -> MemoryClient:
         """A new client."""
@@ -325,13 +337,36 @@ class World:
 
         @return: the new sinks of the connections, by the ids of these.
         """
-        old, connections = self.registry, dict[int, IConnection]()
+        resumed = self._resume([write(self.registry, self.keyOf)])
+        resumed.begin()
+        return dict(resumed.sinks)
 
-        def keyOf(connection: IConnection) -> int:
-            connections[id(connection)] = connection
-            return id(connection)
+    def crash(self, until: str = "") -> dict[int, IStreamSink]:
+        """
+        The process dies, and the next one goes on with the journal, as the daemon does.
 
-        body = unseal(seal(encode(write(old, keyOf))))
+        @param until: the step before which the next one dies too, C{journal}, C{recover} or
+            C{begin}: L{crash} must be called again then.
+        @return: see L{restart}.
+        """
+        resumed = self._resume([*self._journal.values()], until != "journal")
+        if until not in ("journal", "recover"):
+            resumed.recover()
+            if until != "begin":
+                resumed.begin()
+        return dict(resumed.sinks)
+
+    def keyOf(self, connection: IConnection) -> int:
+        """What names a connection."""
+        assert isinstance(connection, MemoryConnection)
+        if connection.closed:
+            return 0
+        self.connections[id(connection)] = connection
+        return id(connection)
+
+    def _resume(self, snapshots: Sequence[Snapshot], journal: bool = True) -> Resumed:
+        old = self.registry
+        bodies = [unseal(seal(encode(snapshot))) for snapshot in snapshots]
         for call in list(self.clock.getDelayedCalls()):
             call.cancel()
         self.connector.wanted.clear()
@@ -345,13 +380,34 @@ class World:
             makeToken=old.makeToken,
             makeBase=old.makeBase,
         )
-        resumed = resume(self.registry, [decode(body, type=Snapshot)], connections)
+        found = [decode(body, type=Snapshot) for body in bodies]
+        resumed = resume(self.registry, found, self.connections)
+        if journal and old.whenChanged is not None:
+            self._keepJournal()
         for key, sink in resumed.sinks.items():
-            connection = connections[key]
-            assert isinstance(connection, MemoryConnection)
-            connection.taken(sink)
-        resumed.begin()
-        return dict(resumed.sinks)
+            self.connections[key].taken(sink)
+        return resumed
+
+    def _keepJournal(self) -> None:
+        registry = self.registry
+        self._journal.clear()
+        registry.whenChanged = self._note
+        sessions = registry.tokens.values()
+        self._note({*registry.vms.values(), *registry.leaving, *(each.vm for each in sessions)})
+
+    def _note(self, vms: Iterable[VM]) -> None:
+        """Keep a journal as the daemon's: the last word on each VM, and on what belongs to none."""
+        for vm in vms:
+            if vm.state in (VMState.CONNECTING, VMState.WAITING):
+                vm.sendNow()
+                continue
+            known = vm.state is not VMState.GONE or vm in self.registry.leaving
+            self._journal.pop(vm.serial, None)
+            vm.sendNow()  # in one step with the entry
+            if known or vm.processes.sessions:
+                self._journal[vm.serial] = writeVM(vm, self.keyOf)
+        self._journal.pop(-1, None)
+        self._journal[-1] = writeCounters(self.registry)
 
     def logged(self, event: str) -> list[dict[str, Any]]:
         """The log entries of that event."""

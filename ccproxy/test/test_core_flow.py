@@ -4,6 +4,7 @@ Backpressure: who waits for whom, and for how long (promise P9).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import attrs
@@ -14,9 +15,14 @@ from ccproxy.core.limits import Limits
 from ccproxy.wire.codes import Command, Dialect, Stream
 from ccproxy.wire.messages import encodeIO
 
-from .memory import MemoryClient, MemoryVM, World, startData
+from .memory import MemoryClient, MemoryConnection, MemoryVM, World, startData
 
 KILOBYTE = b"k" * 1000
+
+
+def _readOn(connection: MemoryConnection) -> None:
+    connection.paused = False
+    connection.pump()
 
 
 class StuckCase(SynchronousTestCase):
@@ -149,6 +155,20 @@ class ChangedLimitsTests(StuckCase):
         self.stuck.connection.makeRoom()
         self.agent.io.pump()
         self.assertEqual([frame.payload for frame in self.stuck.frames()], [KILOBYTE] * 7)
+
+    def test_ends(self) -> None:
+        """A client whose end comes to light when it is read again leaves the others as they are."""
+        self.world(maxUnanswered=1)
+        clients = [self.world_.client() for _ in range(3)]
+        for client in clients:
+            client.call(Command.ATTACH_VM, {"containerId": "vm"})
+            client.hyper("ping")
+            client.hyper("ping")
+            client.connection.end()
+            # This connection reads as soon as it may.
+            client.connection.resumeReading = partial(_readOn, client.connection)  # type: ignore[method-assign]
+        self.change(maxUnanswered=5)
+        self.assertTrue(all(client.connection.endSeen for client in clients))
 
     def test_moreCommands(self) -> None:
         """A client that may have more commands unanswered is read again."""

@@ -39,8 +39,8 @@ from ccproxy.core.states import VMState
 from ccproxy.core.stdin import StdinQueue, StdinScheduler
 from ccproxy.core.writing import write, writeVM
 from ccproxy.interfaces import IConnection
-from ccproxy.wire.codes import Command, ControlCode, FrameType, Stream
-from ccproxy.wire.frames import encodeFrame, encodeStream
+from ccproxy.wire.codes import Command, ControlCode, Dialect, FrameType, Stream
+from ccproxy.wire.frames import encodeFrame, encodeProcessExited, encodeStream
 from ccproxy.wire.messages import CONTROL_HEADER, encodeControl, encodeIO, readMessage
 
 from .memory import MemoryConnection, World, command, startData
@@ -365,6 +365,149 @@ class ResumeTests(SynchronousTestCase):
             got += b"".join(body for _, body in agent.stdin())
             self.assertGreater(len(got), before)
         self.assertEqual(got, sent)
+
+
+class CrashTests(SynchronousTestCase):
+    """Going on with a journal, after the process has died."""
+
+    def test_finishing(self) -> None:
+        """A shim that gets its last word as soon as there is a daemon does not end all others."""
+        world = World(journal=True)
+        agent, runtime, tokens = world.register("a", streams=1)
+        stalled = world.process(agent, runtime, tokens[0])
+        agent2, runtime, tokens = world.register("b", streams=1)
+        other = world.process(agent2, runtime, tokens[0])
+        stalled.connection.room = 0
+        agent.output(3, b"lost")
+        agent.io.end()
+        agent.control.end()
+        stalled.connection.room = None
+        world.crash()
+        self.assertEqual(stalled.connection.take(), encodeProcessExited(255))
+        self.assertTrue(stalled.connection.closed)
+        agent2.output(3, b"more")
+        self.assertEqual(other.frame().payload, b"more")
+
+    def test_deadlines(self) -> None:
+        """Deadlines go on over crashes: they do not begin anew with each process."""
+
+        def lost(world: World) -> Any:
+            agent, _, _ = world.register()
+            agent.io.end()
+            return lambda: not world.registry.vms
+
+        def signal(world: World) -> Any:
+            _, _, tokens = world.register(streams=1)
+            shim = world.shim(tokens[0])
+            shim.send(Command.SIGNAL, {"signalNumber": 1})
+            return lambda: any(frame.error for frame in shim.frames())
+
+        def start(world: World) -> Any:
+            _, _, tokens = world.register(streams=2)
+            shim = world.shim(tokens[0])
+            shim.call(Command.ATTACH_VM, {"containerId": "vm"})
+            shim.hyper("newcontainer", startData(), tokens[1:])
+            return lambda: any(frame.error for frame in shim.frames())
+
+        def command(world: World) -> Any:
+            agent, runtime, tokens = world.register(streams=1)
+            shim = world.process(agent, runtime, tokens[0])
+            shim.send(Command.SIGNAL, {"signalNumber": 1})
+            return lambda: any(frame.error for frame in shim.frames())
+
+        def undelivered(world: World) -> Any:
+            agent, runtime, tokens = world.register(streams=1)
+            world.process(agent, runtime, tokens[0]).connection.end()
+            agent.io.end()
+            agent.control.end()
+            return lambda: not world.registry.tokens
+
+        def exited(world: World) -> Any:
+            agent, runtime, tokens = world.register(streams=1)
+            shim = world.process(agent, runtime, tokens[0])
+            event = {"container": "c1", "process": "3", "event": "finished", "status": 4}
+            agent.say(ControlCode.PROCESS_ASYNC_EVENT, msgspec.json.encode(event))
+            return lambda: encodeProcessExited(4) in shim.connection.take()
+
+        timeouts = "lostTimeout processTimeout shimTimeout commandTimeout undeliveredTimeout"
+        limits = dict.fromkeys([*timeouts.split(), "exitTimeout"], 30.0)
+        for begin in (lost, signal, start, command, undelivered, exited):
+            world = World(Dialect.HYPERSTART1, journal=True, **limits)
+            due = begin(world)
+            for _ in range(3):
+                world.clock.advance(8.0)
+                world.crash()
+                self.assertFalse(due(), begin.__name__)
+            world.clock.advance(5.9)
+            self.assertFalse(due(), begin.__name__)
+            world.clock.advance(0.2)
+            self.assertTrue(due(), begin.__name__)
+
+    def test_comesBack(self) -> None:
+        """A shim has time to come back though its deadline has passed without a daemon."""
+        world = World(journal=True)
+        agent, runtime, tokens = world.register(streams=1)
+        world.process(agent, runtime, tokens[0]).connection.end()
+        agent.io.end()
+        agent.control.end()
+        world.clock.rightNow += 1000.0
+        world.crash()
+        world.clock.advance(0.5)
+        shim = world.client()
+        shim.send(Command.CONNECT_SHIM, {"token": tokens[0]})
+        self.assertIn(encodeProcessExited(255), shim.connection.take())
+
+    def test_waitedFor(self) -> None:
+        """How long a signal has waited is known to the next process."""
+        for keeps, again in ((False, World.restart), (True, World.crash)):
+            world = World(journal=keeps)
+            _, _, tokens = world.register(streams=1)
+            world.shim(tokens[0]).send(Command.SIGNAL, {"signalNumber": 1})
+            world.clock.advance(7.0)
+            again(world)
+            (held,) = world.registry.tokens[tokens[0]].held
+            self.assertEqual(world.clock.seconds() - held.since, 7.0)
+
+    def test_counters(self) -> None:
+        """A drain and the count of ignored frames are the last ones, whatever VMs there are."""
+        world = World(journal=True)
+        for register in (False, True):
+            if register:
+                world.register()
+            for draining in (True, False):
+                before = world.registry.ignoredFrames
+                world.registry.drain(draining)
+                world.client().stream(Stream.STDIN, b"none of its")
+                world.crash()
+                found = world.registry.draining, world.registry.ignoredFrames
+                self.assertEqual(found, (draining, before + 1))
+
+    def test_exitIsNoLoss(self) -> None:
+        """An exit status that waits is no lost output: it is told again."""
+        world = World(journal=True)
+        agent, runtime, tokens = world.register(streams=1)
+        world.process(agent, runtime, tokens[0]).connection.end()
+        agent.exit(3, 4)
+        for _ in range(3):
+            world.registry.changed(world.registry.vms["vm"])
+            world.registry.flush()
+            world.crash()
+        self.assertEqual((world.registry.crashLoss, world.logged("crash-loss")), ((0, 0), []))
+        shim = world.client()
+        shim.send(Command.CONNECT_SHIM, {"token": tokens[0]})
+        self.assertIn(encodeProcessExited(4), shim.connection.take())
+
+    def test_noEnd(self) -> None:
+        """A byte of output is no exit status because an empty message came long before."""
+        world = World(Dialect.CC, journal=True)
+        agent, runtime, tokens = world.register(streams=1)
+        shim = world.process(agent, runtime, tokens[0])
+        for body in (b"", b"two"):
+            agent.output(3, body)
+        shim.frames()
+        world.crash()
+        agent.output(3, b"3")
+        self.assertEqual(shim.connection.take(), encodeStream(Stream.STDOUT, b"3"))
 
 
 class CompletenessTests(SynchronousTestCase):

@@ -556,6 +556,23 @@ class CrashTests(RestartCase):
         bodies = [len(each.body) for each in vm.agent.commands(ControlCode.PING)]
         self.assertEqual(bodies, [len(long) + 2] * 2 + [6])
 
+    def test_counters(self) -> None:
+        """A drain is neither lost nor does it come back, and ignored frames stay counted."""
+        admin = Admin(f"{self.daemon.path}.admin")
+        self.vm(self.daemon)
+
+        def status() -> tuple[bool, int]:
+            found = admin.ask("GET", "/v1/status").json
+            return found["draining"], found["ignoredFrames"]
+
+        for nth, draining in enumerate((True, False), 1):
+            admin.ask("POST", "/v1/drain", {"draining": draining})
+            self.client(self.daemon).send(encodeFrame(FrameType.STREAM, Stream.STDIN, b"strange"))
+            eventually(lambda: status() == (draining, nth), "a frame that is ignored")  # noqa: B023
+            self.kill()
+            eventually(lambda: self.count("recovered") == nth, "a restart", 60)  # noqa: B023
+            self.assertEqual(status(), (draining, nth))
+
     def report(self, load: Load) -> None:
         """Say what was lost."""
         processes = load.processes()

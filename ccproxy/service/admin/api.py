@@ -240,7 +240,7 @@ class Api:
         """
         wanted = call.json(views.Draining)
         if wanted.draining != self.registry.draining:
-            self.registry.draining = wanted.draining
+            self.registry.drain(wanted.draining)
             self._log.info(
                 "no new VMs are taken" if wanted.draining else "new VMs are taken again",
                 event="draining" if wanted.draining else "undrained",
