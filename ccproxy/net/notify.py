@@ -2,7 +2,7 @@
 Telling the service manager how the daemon is, and giving it descriptors to keep: sd_notify.
 
 systemd names a datagram socket in C{NOTIFY_SOCKET}. It may be busy, and the reactor never waits for
-it: what it does not take at once is queued, within bounds, and tried again for a while.
+it: what the manager does not take at once waits, within bounds, until the manager takes it.
 """
 
 from __future__ import annotations
@@ -13,36 +13,26 @@ import socket
 import time
 from array import array
 from collections import deque
-from collections.abc import MutableMapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, MutableMapping, Sequence
 
-import attrs
 from twisted.logger import Logger
 
 from ..core.clock import Clock, Wait, cancel
 
-#: The most descriptors that one datagram carries (SCM_MAX_FD).
-MOST_DESCRIPTORS = 253
-#: Datagrams that may wait until the manager takes them: some for each VM that comes at once.
-MOST_WAITING = 16384
+#: The most descriptors in one datagram. A manager that is offered descriptors again needs room for
+#: both, so this is less than the kernel allows (253, SCM_MAX_FD).
+MOST_DESCRIPTORS = 32
+#: Texts that may wait until the manager takes them. The last word counts: the oldest are dropped.
+MOST_WAITING = 64
 #: Characters of a status.
 LONGEST_STATUS = 500
-#: Seconds between two tries to send what it has not taken: while it takes some, and otherwise.
-BUSY_INTERVAL, RETRY_INTERVAL = 0.002, 0.05
-#: Seconds in which the manager has taken nothing, after which a datagram is dropped.
+#: Seconds between two tries to send: while the manager takes something, while it takes nothing, and
+#: while its socket is gone.
+BUSY_INTERVAL, RETRY_INTERVAL, GONE_INTERVAL = 0.002, 0.05, 1.0
+#: Seconds in which the manager has taken nothing, after which that is logged.
 PATIENCE = 30.0
 
 _BUSY = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
-
-
-@attrs.frozen
-class _Message:
-    text: bytes
-    descriptors: Sequence[int]
-
-    def close(self) -> None:
-        for descriptor in self.descriptors:
-            os.close(descriptor)
 
 
 class Notifier:
@@ -51,6 +41,9 @@ class Notifier:
 
     @ivar watchdog: seconds within which the manager wants to hear from the daemon again and again,
         or L{None}.
+    @ivar clock: what tells the time, and calls later.
+    @ivar whenRoom: sends what else there is to send, with L{offer}, and returns whether all of it
+        is sent. Called when the manager may take something.
     """
 
     _log = Logger()
@@ -64,11 +57,12 @@ class Notifier:
         names = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
         address, microseconds, pid = (environment.pop(name, "") for name in names)
         self.watchdog = _watchdog(microseconds, pid)
-        self._clock = clock
-        self._waiting: deque[_Message] = deque()
+        self.clock = clock
+        self.whenRoom: Callable[[], bool] = lambda: True
+        self._waiting: deque[str] = deque(maxlen=MOST_WAITING)
         self._retry: Wait | None = None
-        self._takenAt = 0.0
-        self._failing = False
+        self._takes = self._failing = False
+        self._busySince: float | None = None
         self._socket: socket.socket | None = None
         self._address = "\0" + address[1:] if address.startswith("@") else address
         if address and address[0] not in "@/":
@@ -87,147 +81,108 @@ class Notifier:
         """Whether there is a manager to tell."""
         return self._socket is not None
 
-    def ready(self, status: str) -> bool:
+    def ready(self, status: str) -> None:
         """
         The daemon serves, from now on or again after L{reloading}.
 
         @param status: what C{systemctl status} shows: one line, which is cut if it is long.
         """
-        return self.send(f"READY=1\nSTATUS={_line(status)}")
+        self.send(f"READY=1\nSTATUS={_line(status)}")
 
-    def reloading(self) -> bool:
+    def reloading(self) -> None:
         """It reads its configuration again. L{ready} must follow."""
         microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-        return self.send(f"RELOADING=1\nMONOTONIC_USEC={microseconds}")
+        self.send(f"RELOADING=1\nMONOTONIC_USEC={microseconds}")
 
-    def stopping(self) -> bool:
+    def stopping(self) -> None:
         """It is about to end."""
-        return self.send("STOPPING=1\nSTATUS=stopping")
+        self.send("STOPPING=1\nSTATUS=stopping")
 
-    def alive(self, status: str) -> bool:
+    def alive(self, status: str) -> None:
         """
         For the watchdog: the loop turns.
 
         @param status: see L{ready}.
         """
-        # One that waits says as much.
-        return not self._waiting and self.send(f"WATCHDOG=1\nSTATUS={_line(status)}")
+        if not self._waiting:  # what waits says as much
+            self.send(f"WATCHDOG=1\nSTATUS={_line(status)}")
 
-    def store(self, name: str, descriptors: Sequence[int]) -> bool:
-        """
-        Let the manager keep descriptors, and pass them to the next process of this service.
-
-        It keeps those also of which the other end has closed: what that end has written before is
-        still to be read.
-
-        @param name: at most 255 printable ASCII characters, without a colon. Several descriptors
-            may have one name.
-        @param descriptors: they can be closed as soon as this returns.
-        """
-        return all(
-            self.send(
-                f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", descriptors[at : at + MOST_DESCRIPTORS]
-            )
-            for at in range(0, len(descriptors), MOST_DESCRIPTORS)
-        )
-
-    def discard(self, name: str) -> bool:
-        """Let the manager close what it keeps under this name."""
-        return self.send(f"FDSTOREREMOVE=1\nFDNAME={name}")
-
-    def barrier(self) -> int | None:
-        """
-        Find out when the manager has read everything that was sent until now.
-
-        @return: a descriptor, to be closed by the caller, that is at its end from then on; L{None}
-            if there is no manager.
-        """
-        if self._socket is None:
-            return None
-        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.send("BARRIER=1", [writing])
-        os.close(writing)
-        return reading
-
-    def send(self, text: str, descriptors: Sequence[int] = ()) -> bool:
+    def send(self, text: str) -> None:
         """
         Send a datagram, now or as soon as the manager takes it. Never blocks.
 
         @param text: lines of C{NAME=value}.
-        @param descriptors: at most L{MOST_DESCRIPTORS}. They can be closed as soon as this returns.
-        @return: whether it is on its way.
         """
-        if self._socket is None:
-            return False
-        message = _Message(text.encode(), descriptors)
-        if not self._waiting:
-            if self._sendNow(self._socket, message):
-                return not self._failing
-        elif len(self._waiting) >= MOST_WAITING:
-            self._failed("more than it takes is waiting")
-            return False
-        try:
-            own = tuple(_duplicates(descriptors))
-        except OSError as error:
-            self._failed(error.strerror)
-            return False
-        self._waiting.append(attrs.evolve(message, descriptors=own))
-        if self._retry is None:
-            self._takenAt = self._clock.seconds()
-            self._retry = self._clock.callLater(RETRY_INTERVAL, self._sendWaiting)
-        return True
+        if self._socket is not None:
+            self._waiting.append(text)
+            self.flush()
 
     def flush(self) -> bool:
         """
-        Try now what waits.
+        Send what waits, as far as the manager takes it.
 
         @return: whether nothing waits any more.
         """
-        while self._socket is not None and self._waiting:
-            if not self._sendNow(self._socket, self._waiting[0]):
+        while self._waiting:
+            if not self.offer(self._waiting[0]):
                 return False
-            self._waiting.popleft().close()
+            self._waiting.popleft()
+        return self.whenRoom()
+
+    def offer(self, text: str, descriptors: Sequence[int] = ()) -> bool:
+        """
+        Send a datagram now. If the manager does not take it, L{whenRoom} is called again later.
+
+        @param text: lines of C{NAME=value}.
+        @param descriptors: at most L{MOST_DESCRIPTORS}, all open.
+        @return: whether the manager has taken it.
+        """
+        if self._socket is None:
+            return False
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))]
+        try:
+            # An address for each, since the manager may make its socket anew.
+            self._socket.sendmsg(
+                [text.encode()], rights if descriptors else [], 0, self._address
+            )
+        except OSError as error:
+            if error.errno in _BUSY:
+                self._busy()
+            else:
+                self._failed(error.strerror)
+                self._again(GONE_INTERVAL)
+            return False
+        self._takes, self._failing, self._busySince = True, False, None
         return True
 
     def close(self) -> None:
         """Tell the manager nothing any more. What still waits is tried once, and dropped."""
-        cancel(self._retry)
         if self._socket is not None:
             self.flush()
             self._socket.close()
             self._socket = None
-        while self._waiting:
-            self._waiting.popleft().close()
+        cancel(self._retry)
+        self._waiting.clear()
 
-    def _sendWaiting(self) -> None:
+    def _busy(self) -> None:
+        now = self.clock.seconds()
+        if self._busySince is None:
+            self._busySince = now
+        elif now >= self._busySince + PATIENCE:
+            self._failed(f"it has taken nothing for {PATIENCE:g} s; what is to be told waits")
+        self._again(BUSY_INTERVAL if self._takes else RETRY_INTERVAL)
+        self._takes = False
+
+    def _again(self, interval: float) -> None:
+        if self._retry is None:
+            self._retry = self.clock.callLater(interval, self._tryAgain)
+
+    def _tryAgain(self) -> None:
         self._retry = None
-        now, interval = self._clock.seconds(), RETRY_INTERVAL
-        while self._socket is not None and self._waiting:
-            if self._sendNow(self._socket, self._waiting[0]):
-                self._takenAt, interval = now, BUSY_INTERVAL
-            elif now < self._takenAt + PATIENCE:
-                self._retry = self._clock.callLater(interval, self._sendWaiting)
-                return
-            else:
-                self._failed(f"it has taken nothing for {PATIENCE:g} s")
-            self._waiting.popleft().close()
-
-    def _sendNow(self, to: socket.socket, message: _Message) -> bool:
-        """Send it; whether that is settled, well or not."""
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", message.descriptors))]
-        try:
-            # An address for each, since the manager may make its socket anew.
-            to.sendmsg([message.text], rights if message.descriptors else [], 0, self._address)
-        except OSError as error:
-            if error.errno in _BUSY:
-                return False
-            self._failed(error.strerror)
-        else:
-            self._failing = False
-        return True
+        self.flush()
 
     def _failed(self, reason: str | None) -> None:
-        """Something is lost. It is said once, until something goes through again."""
+        """Say it once, until something goes through again."""
         if not self._failing:
             self._failing = True
             self._log.warn(
@@ -245,16 +200,3 @@ def _watchdog(microseconds: str, pid: str) -> float | None:
 
 def _line(text: str) -> str:
     return " ".join(text.splitlines())[:LONGEST_STATUS]
-
-
-def _duplicates(descriptors: Sequence[int]) -> list[int]:
-    made: list[int] = []
-    try:
-        for descriptor in descriptors:
-            made.append(os.dup(descriptor))
-    except OSError:
-        for duplicate in made:
-            with suppress(OSError):
-                os.close(duplicate)
-        raise
-    return made

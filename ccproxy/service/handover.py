@@ -300,12 +300,15 @@ class Handover:
         form, descriptors = self._written(listener)
         data = seal(_encoder.encode(form))
         state = sealedFile(data)
+        reason = "the service manager does not take it all"
         try:
             done = (
                 self.store.keep(STATE, [state])
                 and self.store.keep(CONNECTIONS, descriptors)
                 and self.store.settle(SETTLE_TIMEOUT)
             )
+        except OSError as error:
+            done, reason = False, str(error)
         finally:
             os.close(state)
         if not done:
@@ -314,8 +317,7 @@ class Handover:
             if self._journal is not None:
                 self._journal.renew()
             self._log.error(
-                "cannot hand over: the service manager does not take it all",
-                event="handover-failed",
+                "cannot hand over: {reason}", event="handover-failed", reason=reason
             )
             return False
         self._log.info(

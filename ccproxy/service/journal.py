@@ -198,7 +198,7 @@ class Journal:
     def _rewrite(self) -> None:
         """Begin a new file, in which nothing is that is out of date."""
         old, name, size = self._file, JOURNAL + str(self.generation), self._size
-        self._outdated = False
+        outdated, self._outdated = self._outdated, False
         self.generation += 1
         self._file = os.memfd_create("ccproxy-journal", os.MFD_CLOEXEC)
         os.fchmod(self._file, 0o600)
@@ -212,7 +212,9 @@ class Journal:
                 # Nothing is sent that only a journal knows of which is not kept yet.
                 self._vm(vm, send=False)
         self._live = self._size
-        if self._store.keep(JOURNAL + str(self.generation), [self._file]):
+        made = JOURNAL + str(self.generation)
+        kept = self._store.keep(made, [self._file])
+        if kept and (outdated or self._store.sent(made)):
             if old >= 0:
                 self._store.discard(name)
                 os.close(old)
@@ -220,6 +222,7 @@ class Journal:
             raise OSError("the service manager does not take it")
         else:
             # The old one is good still, and longer than it might be.
+            self._store.discard(made)
             os.close(self._file)
             self._file, self.generation, self._size = old, self.generation - 1, size
             self._live = size

@@ -307,19 +307,21 @@ class JournalTests(SynchronousTestCase):
         store = DescriptorStore(Notifier({}, world.clock), {})
         takes = [True]
         store.notifier = SimpleNamespace(  # type: ignore[assignment]
-            store=lambda *_: takes[0], discard=len
-        )
+            present=True, flush=lambda: takes[0] and store._send(), offer=lambda *_: True,
+            clock=world.clock,
+        )  # fmt: skip
         journal = Journal(world.registry, around, around, store, 0)
         journal.begin(None, around)
         first, takes[0] = os.fstat(journal._file).st_ino, False
-        journal.renew()
+        journal._rewrite()
+        store.capacity = store.size
         journal._unkept[5] = SimpleNamespace(fileno=lambda: 0)  # type: ignore[assignment]
         journal._unkept[6] = SimpleNamespace(fileno=lambda: -1)  # type: ignore[assignment]
         world.clock.advance(1)
         self.assertEqual(os.fstat(journal._file).st_ino, first)
         self.assertEqual((journal.generation, list(journal._unkept)), (1, [5]))
         self.assertIn(f"{JOURNAL}1", store.kept)
-        takes[0] = True
+        takes[0], store.capacity = True, None
         world.clock.advance(1)
         self.assertEqual((list(journal._unkept), list(store.sockets)), ([], [5]))
         journal.renew()
@@ -389,8 +391,9 @@ class RestartTests(SynchronousTestCase):
         )
         store = DescriptorStore(Notifier({}, world.clock), {})
         store.notifier = SimpleNamespace(  # type: ignore[assignment]
-            store=lambda *_: True, discard=len, barrier=lambda: None
+            present=True, flush=store._send, offer=lambda *_: True, clock=world.clock
         )
+        self.patch(store, "settle", lambda timeout: False)
         handover = Handover(world.registry, around, around, store, around)
         handover.resume(None, keep=True)
         self.assertIn(f"{JOURNAL}1", store.kept)
@@ -500,7 +503,9 @@ class StoreTests(SynchronousTestCase):
     def test_names(self) -> None:
         """No more is kept than can be passed: the names have to go into one variable."""
         store = DescriptorStore(Notifier({}, Clock()), {})
-        store.notifier = SimpleNamespace(store=lambda *_: True, discard=len)  # type: ignore[assignment]
+        store.notifier = SimpleNamespace(  # type: ignore[assignment]
+            present=True, flush=store._send, offer=lambda *_: True, clock=Clock()
+        )
         for nth in range(MOST_NAMES // len("/connection-12345678:")):
             store.passed(f"connection-{nth:08}", nth)
         self.assertFalse(store.keep("connection-99999999", [0]))

@@ -4,20 +4,26 @@ Tests of L{ccproxy.net.notify}.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import os
 import shutil
 import socket
 import tempfile
+from collections import deque
 from typing import Any
 
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from ..net import notify
-from ..net.notify import BUSY_INTERVAL, MOST_DESCRIPTORS, PATIENCE, RETRY_INTERVAL, Notifier
+from ..net.notify import (
+    BUSY_INTERVAL,
+    GONE_INTERVAL,
+    MOST_WAITING,
+    PATIENCE,
+    RETRY_INTERVAL,
+    Notifier,
+)
 
 
 class NotifierTests(SynchronousTestCase):
@@ -58,16 +64,6 @@ class NotifierTests(SynchronousTestCase):
                 texts.append(self.manager.recv(4096).decode())
         return texts
 
-    def receivedDescriptors(self) -> tuple[str, list[int]]:
-        """One datagram, with its descriptors."""
-        data, rights, _, _ = self.manager.recvmsg(4096, socket.CMSG_SPACE(4 * MOST_DESCRIPTORS))
-        descriptors = array.array("i")
-        for _, _, content in rights:
-            descriptors.frombytes(content)
-        for descriptor in descriptors:
-            self.addCleanup(os.close, descriptor)
-        return data.decode(), list(descriptors)
-
     def fill(self) -> int:
         """Send until the manager's queue is full; how many datagrams it has."""
         count, before = 0, -1
@@ -90,7 +86,7 @@ class NotifierTests(SynchronousTestCase):
     def test_life(self) -> None:
         """The daemon's life, as the manager hears it."""
         self.assertTrue(self.notifier.present)
-        self.assertTrue(self.notifier.ready("listening\non unix:///x"))
+        self.notifier.ready("listening\non unix:///x")
         self.notifier.alive("3 VMs")
         self.notifier.reloading()
         self.notifier.stopping()
@@ -102,7 +98,7 @@ class NotifierTests(SynchronousTestCase):
 
     def test_longStatus(self) -> None:
         """However long a status is, what comes with it arrives."""
-        self.assertTrue(self.notifier.ready("x" * 1000000))
+        self.notifier.ready("x" * 1000000)
         self.assertTrue(self.received()[0].startswith("READY=1\nSTATUS=xxx"))
 
     def test_abstract(self) -> None:
@@ -139,10 +135,9 @@ class NotifierTests(SynchronousTestCase):
         """Without a manager, nothing happens; a socket of another kind is reported."""
         notifier = self.notifierFor()
         self.assertFalse(notifier.present)
-        self.assertFalse(notifier.ready(""))
-        self.assertFalse(notifier.store("x", [0]))
-        self.assertIsNone(notifier.barrier())
-        self.assertEqual(self.events, [])
+        notifier.ready("")
+        self.assertFalse(notifier.offer("x", [0]))
+        self.assertEqual((self.events, self.clock.getDelayedCalls()), ([], []))
         self.assertFalse(self.notifierFor(NOTIFY_SOCKET="vsock:2:1234").present)
         self.assertIn("vsock:2:1234", [event.get("address") for event in self.events])
 
@@ -150,22 +145,22 @@ class NotifierTests(SynchronousTestCase):
         """A manager that is gone is reported once, and told again when it is back."""
         path = os.path.join(self.folder, "notify")
         os.unlink(path)
-        self.assertFalse(self.notifier.ready(""))
-        self.assertFalse(self.notifier.ready(""))
+        self.notifier.ready("one")
+        self.notifier.ready("two")
         self.assertEqual(self.reports(), ["No such file or directory"])
         self.manager.close()
         self.manager, _ = self.both(path)
-        self.assertTrue(self.notifier.ready(""))
-        self.assertEqual(len(self.received()), 1)
+        self.clock.advance(GONE_INTERVAL)
+        self.assertEqual(self.received(), ["READY=1\nSTATUS=one", "READY=1\nSTATUS=two"])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_busy(self) -> None:
         """What a busy manager does not take goes to it later, in order."""
         count = self.fill()
-        self.assertTrue(self.notifier.ready("one"))
-        self.assertTrue(self.notifier.ready("two"))
+        self.notifier.ready("one")
+        self.notifier.ready("two")
         # Another sign of life says no more than what waits.
-        self.assertFalse(self.notifier.alive(""))
+        self.notifier.alive("")
         self.clock.advance(RETRY_INTERVAL)
         self.assertEqual(self.received(), ["x"] * count)
         self.clock.advance(RETRY_INTERVAL)
@@ -176,12 +171,13 @@ class NotifierTests(SynchronousTestCase):
     def test_slow(self) -> None:
         """A manager that takes little at a time loses nothing, and is given the next soon."""
         count = self.fill()
+        self.patch(self.notifier, "_waiting", deque())
         for nth in range(3 * count):
-            self.assertTrue(self.notifier.ready(str(nth)))
+            self.notifier.ready(str(nth))
         found = self.received()
         intervals = []
         while len(found) < 4 * count:
-            self.clock.advance(PATIENCE - 1)
+            self.clock.advance(RETRY_INTERVAL)
             [*calls] = self.clock.getDelayedCalls()
             intervals += [call.getTime() - self.clock.seconds() for call in calls]
             found += self.received()
@@ -191,82 +187,44 @@ class NotifierTests(SynchronousTestCase):
         self.assertEqual(self.reports(), [])
 
     def test_stuck(self) -> None:
-        """A manager that takes nothing for long loses it, and nothing is left open."""
-        descriptors = len(os.listdir("/proc/self/fd"))
-        self.fill()
-        self.notifier.store("x", [0, 1])
-        self.assertEqual(len(os.listdir("/proc/self/fd")), descriptors + 2)
-        self.clock.pump([RETRY_INTERVAL] * int(PATIENCE / RETRY_INTERVAL + 2))
-        self.assertEqual(self.reports(), ["it has taken nothing for 30 s"])
-        self.assertEqual(len(os.listdir("/proc/self/fd")), descriptors)
+        """If a manager takes nothing for long, that is said once; the last words wait on."""
+        count = self.fill()
+        for nth in range(MOST_WAITING + 5):
+            self.notifier.ready(str(nth))
+        self.clock.pump([RETRY_INTERVAL] * int(3 * PATIENCE / RETRY_INTERVAL))
+        self.assertEqual(
+            self.reports(), ["it has taken nothing for 30 s; what is to be told waits"]
+        )
+        found = self.received()
+        while len(found) < count + MOST_WAITING:
+            self.clock.advance(RETRY_INTERVAL)
+            found += self.received()
+        self.assertEqual(
+            found[count:], [f"READY=1\nSTATUS={nth}" for nth in range(5, MOST_WAITING + 5)]
+        )
         self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def test_bounded(self) -> None:
-        """No more than so much waits."""
-        self.patch(notify, "MOST_WAITING", 3)
-        self.fill()
-        taken = [self.notifier.ready("") for _ in range(5)]
-        self.assertEqual(taken, [True, True, True, False, False])
-        self.assertEqual(self.reports(), ["more than it takes is waiting"])
 
     def test_close(self) -> None:
         """What waits at the end is tried once more."""
-        descriptors = len(os.listdir("/proc/self/fd"))
         self.fill()
-        self.notifier.store("x", [0])
+        self.notifier.ready("")
         self.received()
         self.notifier.close()
         self.assertEqual(len(self.received()), 1)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_room(self) -> None:
+        """Who has been refused is asked again when the manager takes something, after the texts."""
+        sent: list[bool] = []
+
+        def send() -> bool:
+            sent.append(self.notifier.offer("FDSTORE=1", [0]))
+            return sent[-1]
+
+        self.notifier.whenRoom = send
         self.fill()
-        _, notifier = self.manager, self.notifierFor(NOTIFY_SOCKET=self.manager.getsockname())
-        notifier.store("x", [0])
-        notifier.close()
-        self.assertEqual(len(os.listdir("/proc/self/fd")), descriptors - 1)
-
-    def test_store(self) -> None:
-        """Descriptors are the manager's, also when ours are closed before it has taken them."""
-        for busy in (False, True):
-            if busy:
-                self.fill()
-            reading, writing = os.pipe()
-            self.addCleanup(os.close, writing)
-            self.assertTrue(self.notifier.store("vm-1", [reading]))
-            os.close(reading)
-            if busy:
-                self.received()
-                self.clock.advance(RETRY_INTERVAL)
-            text, (stored,) = self.receivedDescriptors()
-            self.assertEqual(text, "FDSTORE=1\nFDPOLL=0\nFDNAME=vm-1")
-            os.write(writing, b"kept")
-            self.assertEqual(os.read(stored, 10), b"kept")
-        self.notifier.discard("vm-1")
-        self.assertEqual(self.received(), ["FDSTOREREMOVE=1\nFDNAME=vm-1"])
-
-    def test_storeMany(self) -> None:
-        """More descriptors than a datagram carries go in several."""
-        self.assertTrue(self.notifier.store("x", [0] * (MOST_DESCRIPTORS + 2)))
-        self.assertEqual(len(self.receivedDescriptors()[1]), MOST_DESCRIPTORS)
-        self.assertEqual(len(self.receivedDescriptors()[1]), 2)
-
-    def test_badDescriptor(self) -> None:
-        """One that is not open is reported, whether it can be sent at once or not."""
-        self.assertFalse(self.notifier.store("x", [12345]))
-        self.assertEqual(self.reports(), ["Bad file descriptor"])
         self.notifier.ready("")
-        self.fill()
-        descriptors = len(os.listdir("/proc/self/fd"))
-        self.assertFalse(self.notifier.store("x", [0, 12345]))
-        self.assertEqual(len(os.listdir("/proc/self/fd")), descriptors)
-
-    def test_barrier(self) -> None:
-        """The barrier falls when the manager has closed its end."""
-        reading = self.notifier.barrier()
-        assert reading is not None
-        self.addCleanup(os.close, reading)
-        self.assertRaises(BlockingIOError, os.read, reading, 1)
-        text, rights, _, _ = self.manager.recvmsg(100, socket.CMSG_SPACE(4))
-        self.assertEqual(text, b"BARRIER=1")
-        (descriptor,) = array.array("i", rights[0][2])
-        os.close(descriptor)
-        self.assertEqual(os.read(reading, 1), b"")
+        self.assertEqual(sent, [])
+        self.received()
+        self.clock.advance(RETRY_INTERVAL)
+        self.assertEqual((sent, self.received()), ([True], ["READY=1\nSTATUS=", "FDSTORE=1"]))

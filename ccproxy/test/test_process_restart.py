@@ -384,6 +384,20 @@ class SupervisorTests(DaemonTestCase):
         environment = Path(f"/proc/{daemon.child}/environ").read_bytes().split(b"\0")
         self.assertIn(b"FDSTORE=%d" % (400 - WORKING_DESCRIPTORS), environment)
 
+    def test_stalled(self) -> None:
+        """VMs that come while the supervisor takes nothing are kept once it goes on."""
+        daemon = self.cleared(supervised()).start()
+        self.addCleanup(daemon.stop)
+        daemon.process.send_signal(signal.SIGSTOP)
+        self.addCleanup(daemon.process.send_signal, signal.SIGCONT)
+        load = Load(daemon.directory, daemon.path, 30, 1)
+        self.addCleanup(load.close)
+        for number in (signal.SIGCONT, signal.SIGUSR2):
+            daemon.process.send_signal(number)
+        load.run(lambda: daemon.log().count("event=started") > 1)
+        load.finish()
+        self.assertEqual(load.problems(), [])
+
     def test_crowded(self) -> None:
         """A restart needs no descriptor that clients can take."""
         daemon = self.cleared(supervised(before="ulimit -n 300;")).start()

@@ -19,10 +19,10 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from ccproxy.net.notify import Notifier
+from ccproxy.net.notify import PATIENCE, Notifier
 from ccproxy.net.outliving import sealedFile
 from ccproxy.net.passed import Passed, inodeOf
-from ccproxy.net.store import SPARE, DescriptorStore
+from ccproxy.net.store import CONFIRM_INTERVAL, SPARE, DescriptorStore
 from ccproxy.service.handover import CONNECTIONS
 
 
@@ -65,6 +65,7 @@ class StoreTests(SynchronousTestCase):
         self.addCleanup(self.manager.close)
         self.manager.bind(os.path.join(folder.name, "notify"))
         self.manager.setblocking(False)
+        self.clock = Clock()
         self.events: list[Any] = []
         observer: Any = self.events.append
         globalLogPublisher.addObserver(observer)
@@ -72,7 +73,7 @@ class StoreTests(SynchronousTestCase):
 
     def store(self, **environment: str) -> DescriptorStore:
         """A store with this manager."""
-        notifier = Notifier({"NOTIFY_SOCKET": self.manager.getsockname()}, Clock())
+        notifier = Notifier({"NOTIFY_SOCKET": self.manager.getsockname()}, self.clock)
         self.addCleanup(notifier.close)
         return DescriptorStore(notifier, environment)
 
@@ -152,7 +153,7 @@ class StoreTests(SynchronousTestCase):
     def test_manySockets(self) -> None:
         """As many as the daemon serves by default: two thousand VMs, and 16384 clients."""
         store = DescriptorStore(Notifier({}, Clock()), {})
-        store.notifier = SimpleNamespace(store=lambda *_: True)  # type: ignore[assignment]
+        store.notifier = SimpleNamespace(present=True, flush=list)  # type: ignore[assignment]
         for inode in range(2 * 2048 + 16384):
             self.assertTrue(store.keepSocket(inode, 0))
         self.assertEqual(len({*store.sockets.values()}), store.size)
@@ -179,10 +180,74 @@ class StoreTests(SynchronousTestCase):
         texts = [text for text, _ in self.told()]
         self.assertEqual(texts, ["FDSTORE=1\nFDPOLL=0\nFDNAME=/a", "BARRIER=1"])
         # The manager reads it at once, as another process would.
-        barrier = store.notifier.barrier
-        store.notifier.barrier = lambda: (barrier(), self.told())[0]  # type: ignore[method-assign]
+        sendBarrier = store._sendBarrier
+        self.patch(store, "_sendBarrier", lambda: (sendBarrier(), self.told())[0])
         self.assertTrue(store.settle(30.0))
         self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+
+    def test_stalled(self) -> None:
+        """
+        However long the manager takes nothing, and whatever comes and goes meanwhile: afterwards it
+        keeps what it shall keep. That costs no descriptors.
+        """
+        store = self.store()
+        self.assertTrue(store.keep("journal-1", [0]))
+        before = len(os.listdir("/proc/self/fd"))
+        for inode in range(500):
+            self.assertTrue(store.keepSocket(inode, 0))
+        for inode in range(0, 500, 2):
+            store.discardSocket(inode)
+        for nth in (2, 3):
+            self.assertTrue(store.keep(f"journal-{nth}", [0]))
+            store.discard(f"journal-{nth - 1}")
+        self.assertFalse(store.sent("journal-3"))
+        self.clock.pump([0.05] * 720)
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+        held: list[str] = []
+        while told := self.told():
+            for text, count in told:
+                kind, name = text.splitlines()[0], text.rpartition("=/")[2]
+                if kind == "FDSTORE=1":
+                    held += [name] * count
+                elif kind == "FDSTOREREMOVE=1":
+                    held = [each for each in held if each != name]
+                # Whenever this process dies, there is a journal.
+                self.assertTrue([each for each in held if each.startswith("journal-")])
+            self.clock.advance(0.05)
+        self.assertTrue(store.sent("journal-3"))
+        self.assertEqual(sorted(held), sorted(["journal-3", *store.sockets.values()]))
+        self.assertEqual((set(held), store.size), (set(store.kept), 251))
+
+    def test_confirmed(self) -> None:
+        """What the manager has not read is offered again, and what it has read is not."""
+        store = self.store()
+        store.keep("a", [0])
+        first = self.manager.recv(100)  # with its descriptor, which so is lost
+        self.clock.pump([CONFIRM_INTERVAL] * 2)
+        barrier, rights, _, _ = self.manager.recvmsg(100, socket.CMSG_SPACE(4))
+        self.assertEqual(barrier, b"BARRIER=1")
+        self.clock.pump([CONFIRM_INTERVAL] * int(PATIENCE + 3))
+        self.assertEqual(self.told(), [(first.decode(), 1), ("BARRIER=1", 1)])
+        self.clock.pump([CONFIRM_INTERVAL] * int(2 * PATIENCE))
+        self.assertEqual((self.told(), self.clock.getDelayedCalls()), ([], []))
+        os.close(array.array("i", rights[0][2])[0])
+
+    def test_closed(self) -> None:
+        """A descriptor that was closed before the manager took it is not mistaken for another."""
+        store = self.store()
+        fill = [self.store() for _ in range(20)]
+        for nth, each in enumerate(fill):
+            each.notifier.send(str(nth))
+        while store.sent("a"):
+            store.notifier.send("x")
+            closed, other = os.open("/dev/null", os.O_RDONLY), os.open("/", os.O_RDONLY)
+            store.keep("a", [closed])
+        os.dup2(other, closed)
+        os.close(other)
+        while told := self.told():
+            self.assertNotIn("FDSTORE=1", told[-1][0])
+            self.clock.advance(0.05)
+        os.close(closed)
 
     def test_noManager(self) -> None:
         """Without a manager nothing is kept, and nothing settles."""
