@@ -86,6 +86,13 @@ class VMGone(RequestError):
     """The VM has been lost, or is being unregistered, while the command needed it."""
 
 
+class InternalError(RequestError):
+    """An unexpected exception has cut the command short; the log has the traceback."""
+
+    def __init__(self) -> None:
+        super().__init__("internal error of the proxy; its log says more")
+
+
 class AgentError(RequestError):
     """
     The agent answered a command with ERROR.

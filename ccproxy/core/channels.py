@@ -15,6 +15,7 @@ from ..errors import RemoteProtocolError
 from ..interfaces import IStreamSink
 from ..wire.decoder import Buffer
 from ..wire.messages import CONTROL_HEADER, IO_HEADER, readMessage
+from .repair import turn
 from .routing import route
 
 if TYPE_CHECKING:
@@ -33,11 +34,17 @@ _ONLY_LENGTH = Struct(">8xI")
 class ControlSink:
     """The control channel of a VM: answers, READY, NEXT and events."""
 
-    __slots__ = ("_vm",)
+    __slots__ = ("_vm", "registry")
 
     def __init__(self, vm: VM) -> None:
         self._vm = vm
+        self.registry = vm.registry
 
+    def broken(self) -> None:
+        """See L{ccproxy.core.repair.Breakable.broken}."""
+        self._vm.channelBroken(False)
+
+    @turn
     def received(self, data: memoryview) -> int:
         vm, offset = self._vm, 0
         try:
@@ -55,6 +62,7 @@ class ControlSink:
         vm.handled = 0
         return offset if vm.control is not None else len(data)
 
+    @turn
     def ended(self) -> None:
         self._vm.channelEnded(False, "was closed")
         self._vm.registry.flush()
@@ -62,6 +70,7 @@ class ControlSink:
     def peerGone(self) -> None:
         """The control channel is never paused."""
 
+    @turn
     def writable(self) -> None:
         self._vm.controlWritable()
         self._vm.registry.flush()
@@ -74,11 +83,17 @@ class ControlSink:
 class IOSink:
     """The I/O channel of a VM: the output of all its processes."""
 
-    __slots__ = ("_vm",)
+    __slots__ = ("_vm", "registry")
 
     def __init__(self, vm: VM) -> None:
         self._vm = vm
+        self.registry = vm.registry
 
+    def broken(self) -> None:
+        """See L{ccproxy.core.repair.Breakable.broken}."""
+        self._vm.channelBroken(True)
+
+    @turn
     def received(self, data: memoryview) -> int:
         vm, offset = self._vm, 0
         try:
@@ -93,6 +108,7 @@ class IOSink:
         vm.registry.flush()
         return offset if vm.io is not None else len(data)
 
+    @turn
     def ended(self) -> None:
         self._vm.channelEnded(True, "was closed")
         self._vm.registry.flush()
@@ -100,10 +116,12 @@ class IOSink:
     def peerGone(self) -> None:
         """What the agent has sent is still read, once there is room for it."""
 
+    @turn
     def writable(self) -> None:
         self._vm.stdin.pump()
         self._vm.registry.flush()
 
+    @turn
     def drained(self) -> None:
         self._vm.stdin.drained()
         self._vm.registry.flush()

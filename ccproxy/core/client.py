@@ -20,6 +20,7 @@ from ..wire.payloads import ErrorResponse, LogEntry, decode, encode
 from ..wire.translation import runLength
 from .clock import Wait, cancel
 from .outlet import Outlet
+from .repair import turn
 from .requests import REQUESTS
 from .states import CLIENT_TABLE, ClientInput, ClientState, advance
 
@@ -73,8 +74,8 @@ class Slot:
 
     def _set(self, frame: bytes, error: RequestError | None) -> None:
         if self.reply is None:
-            self.reply = frame
             self.settled(error)
+            self.reply = frame
             self.client.sendReplies()
 
 
@@ -150,6 +151,7 @@ class Client:
 
     # -- what comes
 
+    @turn
     def received(self, data: memoryview) -> int:
         offset, end, limit = 0, len(data), self.registry.limits.maxFrame
         try:
@@ -218,9 +220,14 @@ class Client:
             slot = Slot(self, frame.opcode)
             self.slots.append(slot)
             try:
-                self._command(slot, frame)
-            except RequestError as error:
-                slot.fail(error)
+                try:
+                    self._command(slot, frame)
+                except RequestError as error:
+                    slot.fail(error)
+            except Exception:
+                self.registry.failed()
+                if slot.reply is None and slot not in self.slots:
+                    self.broken()  # the command has no response; the end of the connection is one
         elif frame.type is FrameType.STREAM and frame.opcode == Stream.LOG:
             self._log(frame.payload)
         elif frame.type is FrameType.STREAM and frame.opcode == Stream.STDIN and self.session:
@@ -317,7 +324,8 @@ class Client:
         late = self.session is None
         while slots and slots[0].reply is not None:
             late = late or slots[0].opcode == Command.CONNECT_SHIM
-            self.outlet.push(slots.pop(0).reply or b"")
+            self.outlet.push(slots[0].reply or b"")
+            slots.pop(0)
         if late and self.registry.whenChanged is not None:
             self.registry.answered(self)
         else:
@@ -328,6 +336,13 @@ class Client:
         """Send what can be sent now."""
         if self.state is ClientState.CLOSED:
             return
+        try:
+            self._flush()
+        except Exception:
+            self.registry.failed()
+            self.broken()
+
+    def _flush(self) -> None:
         self.outlet.flush()
         session = self.session
         if session is not None:
@@ -340,6 +355,7 @@ class Client:
                     self.registry.limits.undeliveredTimeout, self.close
                 )
 
+    @turn
     def writable(self) -> None:
         if self.outlet.size > self.outlet.kept:
             self._changed()  # responses go
@@ -352,6 +368,7 @@ class Client:
 
     # -- ends
 
+    @turn
     def ended(self) -> None:
         if self.state is ClientState.CLOSED:
             return
@@ -362,6 +379,7 @@ class Client:
             self._giveUpWaits()
         self.registry.flush()
 
+    @turn
     def peerGone(self) -> None:
         if self.session is not None:
             self.close()
@@ -399,6 +417,11 @@ class Client:
         if self.state is ClientState.CLOSED:
             return
         self._advance(ClientInput.CLOSE)
+        self._leave()
+
+    broken = close
+
+    def _leave(self) -> None:
         cancel(self._wait)
         self._giveUpWaits()
         self._abandonRegistration()
@@ -410,6 +433,19 @@ class Client:
         self.slots.clear()
         self._connection.close()
         self.registry.clientGone(self)
+
+    def repair(self) -> None:
+        """Finish what a turn has begun that was cut short: see L{ccproxy.core.repair}."""
+        if self.state is ClientState.CLOSED:
+            self._leave()
+        elif (self.session is not None and self.session.shim is not self) or (
+            self._wait is not None and not self._wait.active()
+        ):
+            self.close()
+        else:
+            if self.registering is not None and self.registering.registrant is not self:
+                self.registering = None
+            self.sendReplies()
 
     def pollHolder(self) -> None:
         """Another client wants its token: notice now if it has gone."""

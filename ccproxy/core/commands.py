@@ -32,10 +32,12 @@ class ControlCommand:
     @ivar sent: when it was sent, likewise.
     @ivar sentAt: the same, in seconds since the epoch.
     @ivar expired: its deadline has passed while it was in flight.
+    @ivar slot: the place of its client's response, if it has one.
     """
 
     __slots__ = ("arrived", "client", "expired", "name", "sent", "sentAt")
 
+    slot: Slot | None = None
     urgent = False
     needsDialect = False
     countsForDialect = True
@@ -69,7 +71,7 @@ class ControlCommand:
 class SlotCommand(ControlCommand):
     """A command whose answer is a client's answer."""
 
-    __slots__ = ("slot",)
+    slot: Slot
 
     def __init__(self, name: str, slot: Slot) -> None:
         super().__init__(name, slot.client)
@@ -109,9 +111,10 @@ class StartCommand(SlotCommand):
     @ivar session: the session of its token, or L{None} where it has no token; then it gets a
         session of its own when it is sent.
     @ivar data: what the client gave, ready for its numbers.
+    @ivar acknowledged: the agent has acknowledged it.
     """
 
-    __slots__ = ("_vm", "data", "session")
+    __slots__ = ("_vm", "acknowledged", "data", "session")
 
     needsDialect = True
 
@@ -122,6 +125,7 @@ class StartCommand(SlotCommand):
         self._vm = vm
         self.session = session
         self.data = data
+        self.acknowledged = False
 
     def message(self, dialect: Dialect) -> tuple[ControlCode, bytes]:
         data, vm = self.data, self._vm
@@ -139,6 +143,7 @@ class StartCommand(SlotCommand):
         self._vm.starts.giveUp(self, error)
 
     def acked(self, body: bytes) -> None:
+        self.acknowledged = True
         super().acked(body)
         if self.session is not None:
             self.session.started()

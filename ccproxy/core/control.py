@@ -15,7 +15,14 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ..errors import AgentError, DeadlineExceeded, LimitReached, RequestError, VMGone
+from ..errors import (
+    AgentError,
+    DeadlineExceeded,
+    InternalError,
+    LimitReached,
+    RequestError,
+    VMGone,
+)
 from ..wire.codes import ControlCode, Dialect
 from ..wire.messages import encodeControl, readEvent
 from .clock import Wait, cancel
@@ -109,14 +116,19 @@ class ControlQueue:
             else:
                 self.waiting.pop(0)
             try:
-                code, body = command.message(vm.dialect)
+                message = encodeControl(*command.message(vm.dialect))
+                command.sent = vm.registry.clock.seconds()
+                command.sentAt = vm.registry.wallClock()
+                vm.queueControl(message)
             except RequestError as error:
                 command.refused(error)
                 continue
-            command.sent = vm.registry.clock.seconds()
-            command.sentAt = vm.registry.wallClock()
+            except Exception:
+                vm.registry.failed()
+                command.refused(InternalError())
+                continue
             self.inFlight = command
-            vm.sendControl(encodeControl(code, body))
+            vm.controlWritable()
             self._arm()
 
     # -- what the agent says
@@ -150,7 +162,10 @@ class ControlQueue:
                 **vm.fields,
             )
             return
-        self._answer(command, number, body)
+        try:
+            self._answer(command, number, body)
+        except Exception:
+            vm.registry.failed()
         self.pump()
 
     def _answer(self, command: ControlCommand, number: int, body: bytes) -> None:
@@ -178,6 +193,16 @@ class ControlQueue:
             )
 
     # -- ends
+
+    @property
+    def unanswered(self) -> list[ControlCommand]:
+        """Commands whose client is still to be answered."""
+        return [command for command in self._all() if not command.expired]
+
+    def repair(self) -> None:
+        """Finish what a turn has begun that was cut short: see L{ccproxy.core.repair}."""
+        self.pump()
+        self._arm()
 
     def drop(self, error: RequestError, keep: bool = False) -> None:
         """
@@ -224,8 +249,8 @@ class ControlQueue:
 
     def _check(self) -> None:
         """A deadline may have passed."""
-        self._vm.registry.changed(self._vm)
         self._wait = None
+        self._vm.registry.changed(self._vm)
         vm, now = self._vm, self._vm.registry.clock.seconds()
         limits, stuck = vm.registry.limits, self.inFlight
         slow = stuck is not None and now >= stuck.sent + limits.commandWarning

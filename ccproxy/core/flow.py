@@ -112,6 +112,13 @@ class Flow:
         elif session.shim is not self._shim:
             self._arm()
 
+    def repair(self) -> None:
+        """Finish what a turn has begun that was cut short: see L{ccproxy.core.repair}."""
+        if self.blocker is not None:
+            self.recheck(self.blocker)
+            if self._wait is None or not self._wait.active():
+                self._arm()
+
     def release(self) -> None:
         """Read the channel again."""
         vm = self._vm

@@ -165,7 +165,7 @@ class Outlet:
 
         A frame of which only a part was taken is among them, whole; those before it are not.
         """
-        if self._offset and self._blocks[0][1]:
+        if self._offset and self._blocks and self._blocks[0][1]:
             head, _ = self._blocks[0]
             start, _ = frameAround(head, self._offset)
             self._blocks[0] = (head[start:], True)

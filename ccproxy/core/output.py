@@ -93,16 +93,15 @@ class Output:
         if self.shim is not None:
             raise LocalProtocolError("a session has one shim")
         self.shim = shim
-        for block in self.pending:
-            shim.outlet.push(block, kept=True)
-        self.pending.clear()
-        self.pendingSize = 0
+        while self.pending:
+            shim.outlet.push(self.pending[0], kept=True)
+            self.pendingSize -= len(self.pending.pop(0))
         shim.registry.touched(shim)
 
     def disconnect(self) -> None:
         """The shim's connection is lost: what was not delivered is kept for the next one."""
         if self.shim is not None:
-            self.pending = self.shim.outlet.takeBack()
+            self.pending[:0] = self.shim.outlet.takeBack()
             self.pendingSize = sum(map(len, self.pending))
             self.shim = None
 

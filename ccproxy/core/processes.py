@@ -4,6 +4,8 @@ The processes of a VM: its sessions, and how the agent's numbers and names lead 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..errors import LimitReached, RequestError
@@ -13,6 +15,7 @@ from .session import FIRST_PROCESS, Session
 from .states import SessionState
 
 if TYPE_CHECKING:
+    from .client import Slot
     from .vm import VM
 
 #: The sequence numbers of the null session: docs/protocol, "Relocation".
@@ -57,19 +60,27 @@ class Processes:
         self.sessions.add(session)
         return session
 
-    def tokens(self, count: int) -> list[str]:
+    @contextmanager
+    def tokens(self, count: int, slot: Slot) -> Iterator[list[str]]:
         """
-        Hand out tokens.
+        Hand out tokens. If an exception keeps them from being told, they end.
 
+        @param slot: the place of the response that tells them.
         @raise LimitReached: the VM has too many.
         """
         self.makeRoom(count)
-        tokens = []
-        for _ in range(count):
-            token = self._vm.registry.makeToken()
-            self._vm.registry.tokens[token] = self.new(token)
-            tokens.append(token)
-        return tokens
+        sessions: list[Session] = []
+        try:
+            for _ in range(count):
+                token = self._vm.registry.makeToken()
+                sessions.append(self.new(token))
+                self._vm.registry.tokens[token] = sessions[-1]
+            yield [session.token or "" for session in sessions]
+        except Exception:
+            if slot.reply is None:
+                for session in sessions:
+                    session.end()
+            raise
 
     def makeRoom(self, count: int) -> None:
         """

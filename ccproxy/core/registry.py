@@ -19,6 +19,7 @@ from .client import Client, Slot
 from .clock import Clock, Wait
 from .flow import Budget
 from .limits import Limits
+from .repair import run
 from .session import Session
 from .states import VMState
 from .tally import Tally
@@ -71,6 +72,8 @@ class Registry:
     @ivar urls: of the sockets over which VMs have been registered; C{""} is the one of C{url}.
     @ivar whenRegistered: called when a VM has been registered.
     @ivar whenUnregistered: called when a VM has been unregistered.
+    @ivar depth: turns that are under way, one inside of the other.
+    @ivar damaged: an unexpected exception has left something undone.
     @ivar whenChanged: called at the end of a turn if C{draining} or C{ignoredFrames} has changed,
         or the state of a VM beyond the data in flight. It gets those VMs, perhaps none. L{None}
         if no journal is kept.
@@ -100,6 +103,8 @@ class Registry:
     whenRegistered: Callable[[], None] | None = None
     whenUnregistered: Callable[[], None] | None = None
     whenChanged: Callable[[set[VM]], None] | None = None
+    depth: int = 0
+    damaged: bool = False
     _changed: set[VM] = attrs.field(factory=set)
     _ownChanged: bool = False
     _serial: int = 0
@@ -127,7 +132,6 @@ class Registry:
         name = f"{self.clientCount} {connection.peer}"
         excess = len(self.clients) >= self.limits.maxClients
         client = Client(self, connection, name, excess)
-        self.clients.add(client)
         if excess:
             self.log.warn(
                 "too many clients: no more than {limit} at a time",
@@ -137,6 +141,7 @@ class Registry:
             )
         elif self.verbose:
             self.log.debug("client connected", event="client-connected", client=name)
+        self.clients.add(client)
         return client
 
     def clientGone(self, client: Client) -> None:
@@ -152,8 +157,27 @@ class Registry:
         return self.clock.callLater(delay, self._turn, action, args)
 
     def _turn(self, action: Callable[..., object], args: tuple[object, ...]) -> None:
+        run(self, self._act, action, args)
+
+    def _act(self, action: Callable[..., object], args: tuple[object, ...]) -> None:
         action(*args)
         self.flush()
+
+    def failed(self) -> None:
+        """
+        An unexpected exception is being handled: log it. The end of the turn repairs what it has
+        left undone (L{ccproxy.core.repair}).
+        """
+        self.damaged = True
+        self.log.failure("internal error; the daemon goes on", event="internal-error")
+
+    def recount(self) -> None:
+        """Count anew what all sessions hold, for an exception may have come between."""
+        sessions = {*self.tokens.values()}
+        for vm in [*self.vms.values(), *self.leaving]:
+            sessions.update(vm.processes.sessions)
+        self.budget.used = sum(client.outlet.kept for client in self.clients)
+        self.budget.used += sum(each.output.pendingSize + each.stdin.size for each in sessions)
 
     def touched(self, client: Client) -> None:
         """There is something to send to C{client} at the end of this turn."""
@@ -294,16 +318,23 @@ class Registry:
             )
         min(lost, key=lambda vm: vm.lostAt).unregister()
 
-    def registered(self, vm: VM, slot: Slot) -> None:
-        """The agent of C{vm} is READY: its client is told."""
+    def registered(self, vm: VM, slot: Slot, answer: bytes) -> None:
+        """
+        The agent of C{vm} is READY: its client is told.
+
+        @param answer: the payload of the response.
+        """
         client = slot.client
         client.registering = None
-        tokens = vm.processes.tokens(vm.request.numIOStreams or 0)
         self.attach(client, vm)
         self.urls.add(vm.url)
-        slot.answer(encode(IOResponse.make(client.url or self.url, tokens)))
+        slot.answer(answer)
         if self.whenRegistered is not None:
             self.whenRegistered()
+
+    def ioResponse(self, client: Client, tokens: list[str]) -> bytes:
+        """The payload that tells C{client} where shims connect, and with which tokens."""
+        return encode(IOResponse.make(client.url or self.url, tokens))
 
     def attach(self, client: Client, vm: VM) -> None:
         """The commands of C{client} go to C{vm} from now on."""

@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING
 
 from msgspec import Raw
 
-from ..errors import NotAttached, RegistryError, RequestError, VMGone
+from ..errors import InternalError, NotAttached, RegistryError, RequestError, VMGone
 from ..wire.codes import Command, ControlCode, Dialect, hyperCode
 from ..wire.payloads import (
     AttachVM,
     ConnectShim,
     Hyper,
-    IOResponse,
     RegisterVM,
     Signal,
     UnregisterVM,
     decode,
-    encode,
 )
 from .commands import HyperCommand, StartCommand
 from .relocation import StartData
@@ -39,8 +37,12 @@ _STARTS = (ControlCode.NEWCONTAINER, ControlCode.EXECCMD)
 def registerVM(client: Client, slot: Slot, payload: bytes) -> None:
     """Make a VM known; answered when its agent is READY."""
     request = decode(RegisterVM, payload)
-    client.registering = client.registry.register(request, slot)
-    client.registering.beginRegistration()
+    vm = client.registering = client.registry.register(request, slot)
+    try:
+        vm.beginRegistration()
+    except Exception:
+        vm.failRegistration(InternalError())
+        raise
 
 
 def attachVM(client: Client, slot: Slot, payload: bytes) -> None:
@@ -50,9 +52,10 @@ def attachVM(client: Client, slot: Slot, payload: bytes) -> None:
     count = request.numIOStreams or 0
     if count and vm.state is VMState.LOST:
         raise VMGone(f"{vm.containerId}: VM is lost; unregister or replace it")
-    tokens = vm.processes.tokens(count)
-    client.registry.attach(client, vm)
-    slot.answer(encode(IOResponse.make(client.url or client.registry.url, tokens)))
+    with vm.processes.tokens(count, slot) as tokens:
+        payload = client.registry.ioResponse(client, tokens)
+        client.registry.attach(client, vm)
+        slot.answer(payload)
 
 
 def unregisterVM(client: Client, slot: Slot, payload: bytes) -> None:
@@ -111,15 +114,16 @@ def connectShim(client: Client, slot: Slot, payload: bytes) -> None:
         raise RegistryError(f"unknown token: {token}")
     client.session, client.wasShim = session, True
     slot.answer()
-    session.claim(client)
+    if client.session is session:  # it may have closed
+        session.claim(client)
 
 
 def disconnectShim(client: Client, slot: Slot, payload: bytes) -> None:
     """Give up the token; the connection is closed without a response."""
     session = requireSession(client.session)
-    client.slots.remove(slot)
-    slot.settled()
     session.release()
+    slot.settled()
+    client.slots.remove(slot)
     client.finish()
 
 

@@ -353,7 +353,7 @@ class _Reader:
         vm.created, vm.lostAt = self._then - form.created, self._then - form.lost
         vm.resync, vm.url = form.resync, form.url
         self._registry.urls.add(vm.url)
-        vm._slot = None if form.slot is None else self._slots[form.slot]
+        vm.slot = None if form.slot is None else self._slots[form.slot]
         vm._readyMayCome, vm._notify = form.readyMayCome, form.notify
         if form.control is not None:
             vm.control = self._connections.get(form.control, NoConnection())

@@ -9,17 +9,18 @@ process.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import attrs
 
-from ..errors import AgentError, NotAShim, RegistryError, RequestError
+from ..errors import AgentError, InternalError, NotAShim, RegistryError, RequestError
 from ..wire.codes import ControlCode, Dialect, Stream
 from ..wire.frames import encodeProcessExited, encodeStream
 from ..wire.messages import IO_HEADER, LOST_STATUS
 from ..wire.payloads import Signal
 from .clock import Wait, cancel
-from .commands import SignalCommand, StartCommand, signalMessage
+from .commands import ControlCommand, SignalCommand, StartCommand, signalMessage
 from .outlet import MOST_PER_SEND
 from .output import Output
 from .signals import HeldSignals
@@ -123,8 +124,9 @@ class Session:
         return self.state is SessionState.CREATED and not self._claimed and self.start is None
 
     def _advance(self, input: SessionInput) -> None:
-        self.state = advance(SESSION_TABLE, self.state, input)
+        state = advance(SESSION_TABLE, self.state, input)
         self.vm.registry.changed(self.vm)
+        self.state = state
 
     # -- the shim
 
@@ -185,9 +187,9 @@ class Session:
 
     def started(self) -> None:
         """The agent has acknowledged the start: what was held goes through."""
-        start, self.start = self.start, None
-        self._acked = True
         self._advance(SessionInput.ACK)
+        self._acked = True
+        start, self.start = self.start, None
         self.vm.log.info(
             "process started",
             event="process-started",
@@ -195,6 +197,10 @@ class Session:
             client=start.slot.client.name if start else None,
             **self.fields,
         )
+        self._goOn()
+
+    def _goOn(self) -> None:
+        """Let through what has waited for the process."""
         if self.status is not None and (self._sawEnd or not self.awaitsEnd):
             self.exited(self.status)
         self.held.release()
@@ -506,6 +512,41 @@ class Session:
         self._forgetOutput()
         self._advance(SessionInput.END)
         self._free()
+
+    def repair(self, commands: Collection[ControlCommand]) -> None:
+        """
+        Finish what a turn has begun that was cut short: see L{ccproxy.core.repair}.
+
+        @param commands: those that will still be answered.
+        """
+        start = self.start
+        if start is not None and start not in commands:
+            if start.acknowledged:
+                start.acked(b"")
+            else:
+                self.vm.starts.giveUp(start, InternalError())
+        self.held.repair()
+        if self.shim is not None and self.shim.session is not self:
+            self.output.disconnect()
+        if self.state is SessionState.ENDED:
+            self._free()
+            return
+        if self.state is SessionState.RUNNING:
+            self._goOn()
+        elif self.state is SessionState.EXITED:
+            self._fail(RequestError("process has exited"))
+            self._forgetStdin()
+            self.vm.processes.end(self)
+            self._queueExit()
+        elif self.state is SessionState.DETACHED and self.token is not None:
+            self._forgetOutput()
+            self.vm.processes.dropToken(self)
+            self.takeInput(b"")
+        if self._closeAfter:
+            if self.shim is not None:
+                self.shim.finishAfterOutput()
+            elif self._endWait is None or not self._endWait.active():
+                self._endSoon()
 
     def _free(self) -> None:
         """It has ended: nobody finds it any more."""

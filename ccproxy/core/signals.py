@@ -80,6 +80,12 @@ class HeldSignals:
         for held in self._takeAll():
             held.slot.fail(error)
 
+    def repair(self) -> None:
+        """Finish what a turn has begun that was cut short: see L{ccproxy.core.repair}."""
+        for held in self._held:
+            if not held.wait.active():
+                self._overdue(held.slot)
+
     def _takeAll(self) -> list[HeldSignal]:
         taken, self._held = self._held, []
         for held in taken:

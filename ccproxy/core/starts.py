@@ -60,6 +60,12 @@ class Starts:
         for session in list(self._vm.processes.sessions):
             session.noStart(error)
 
+    def repair(self) -> None:
+        """Finish what a turn has begun that was cut short: see L{ccproxy.core.repair}."""
+        for start, wait in list(self._parked.items()):
+            if not wait.active():
+                self._shimOverdue(start)
+
     def shimArrived(self, start: StartCommand) -> None:
         """The shim that C{start} waits for is there."""
         wait = self._parked.pop(start, None)

@@ -163,6 +163,13 @@ class StdinScheduler:
             session.stdin.scheduled = False
             self.turns.remove(session)
 
+    def repair(self) -> None:
+        """Finish what a turn has begun that was cut short: see L{ccproxy.core.repair}."""
+        self.turns = [session for session in self.turns if session.stdin]
+        for session in self._vm.processes.sessions:
+            session.stdin.scheduled = session in self.turns
+        self.pump()
+
     def drained(self) -> None:
         """The agent has read all that was sent."""
         self._waiting = False
@@ -170,6 +177,13 @@ class StdinScheduler:
 
     def pump(self) -> None:
         """Send what the agent can bear now."""
+        try:
+            self._pump()
+        except Exception:
+            self._vm.registry.failed()
+            self._vm.channelBroken(True)  # some of it may be lost
+
+    def _pump(self) -> None:
         io = self._vm.io
         while (self._rest or self.turns) and io is not None and not self._waiting:
             if self._rest:

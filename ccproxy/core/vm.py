@@ -12,6 +12,7 @@ from twisted.logger import Logger, LogLevel
 from ..errors import (
     AlreadyRegistered,
     DeadlineExceeded,
+    InternalError,
     RegistryError,
     RequestError,
     VMGone,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 #: Seconds for which the other channel is read on after one has closed: what had come is read by
 #: then, and shims wait for their last word no longer (promise P12).
 LAST_WORDS = 1.0
+_BROKEN = "was closed after an internal error of the proxy; its log says more"
 
 
 class VM:
@@ -59,6 +61,7 @@ class VM:
     @ivar processes: its sessions.
     @ivar starts: the starts that wait for their shims.
     @ivar created: when it was made, in seconds of the clock.
+    @ivar slot: the place of the response to RegisterVM, until it is given.
     @ivar handled: how many bytes at the beginning of the control channel's input have been used and
         are still there.
     @ivar resync: the I/O channel may begin inside a message of an earlier registration, as long
@@ -92,7 +95,7 @@ class VM:
         self.handled = 0
         self.created = registry.clock.seconds()
         self.lostAt = 0.0
-        self._slot = slot
+        self.slot = slot
         self._controlOut: Outlet | None = None
         self._readyMayCome = True
         self._notify = False
@@ -111,11 +114,12 @@ class VM:
     @property
     def registrant(self) -> Client | None:
         """The client that waits for its registration."""
-        return self._slot.client if self._slot is not None else None
+        return self.slot.client if self.slot is not None else None
 
     def _advance(self, input: VMInput) -> None:
-        self.state = advance(VM_TABLE, self.state, input)
+        state = advance(VM_TABLE, self.state, input)
         self.registry.changed(self)
+        self.state = state
 
     def _later(self, delay: float, action: Callable[..., object], *args: object) -> None:
         # Each is waited for once at a time. The name is what is written down of it.
@@ -205,9 +209,20 @@ class VM:
         self._ready()
 
     def _ready(self) -> None:
+        slot, answer = self.slot, b""
+        if slot is not None:
+            # What can fail comes before what others see.
+            try:
+                with self.processes.tokens(self.request.numIOStreams or 0, slot) as tokens:
+                    answer = self.registry.ioResponse(slot.client, tokens)
+            except Exception as error:
+                if not isinstance(error, RequestError):
+                    self.registry.failed()
+                    error = InternalError()
+                self.failRegistration(error)
+                return
         self._advance(VMInput.READY)
         self._cancelWaits()
-        slot, self._slot = self._slot, None
         self.log.info(
             "VM registered",
             event="vm-registered",
@@ -215,7 +230,8 @@ class VM:
             **self.fields,
         )
         if slot is not None:
-            self.registry.registered(self, slot)
+            self.registry.registered(self, slot, answer)
+            self.slot = None
 
     def _neverReady(self) -> None:
         self.failRegistration(
@@ -227,18 +243,22 @@ class VM:
 
     def failRegistration(self, error: RequestError) -> None:
         """It cannot be registered: nothing of it remains."""
-        if self.state not in (VMState.CONNECTING, VMState.WAITING):
+        answered = self.state is VMState.REGISTERED and self.slot is None
+        if answered or self.state not in (VMState.CONNECTING, VMState.WAITING, VMState.REGISTERED):
             return
         self._advance(VMInput.FAIL)
+        self._registrationFailed(error)
+
+    def _registrationFailed(self, error: RequestError) -> None:
         self.log.warn(
             "VM not registered: {reason}", event="vm-failed", reason=str(error), **self.fields
         )
         self._close(error)
         self.registry.forget(self)
-        slot, self._slot = self._slot, None
-        if slot is not None:
-            slot.client.registering = None
-            slot.fail(error)
+        if self.slot is not None:
+            self.slot.client.registering = None
+            self.slot.fail(error)
+            self.slot = None
 
     # -- dialect
 
@@ -291,6 +311,9 @@ class VM:
             client=client.name if client else None,
             **self.fields,
         )
+        self._retired()
+
+    def _retired(self) -> None:
         self._detachAll(VMGone(f"{self.containerId}: VM has been unregistered"))
         for session in [session for session in self.processes.sessions if session.claimable]:
             session.vmGone()
@@ -305,11 +328,10 @@ class VM:
         self.commands.drop(error, keep=True)
         self.starts.failAll(error)
 
-    def sendControl(self, message: bytes) -> None:
-        """Send a message to the agent."""
+    def queueControl(self, message: bytes) -> None:
+        """Queue a message to the agent; L{controlWritable} sends it."""
         assert self._controlOut is not None
         self._controlOut.push(message)
-        self.controlWritable()
 
     @property
     def unsent(self) -> Outlet | None:
@@ -327,7 +349,11 @@ class VM:
     def sendNow(self) -> None:
         """Hand over to the control channel's socket what it takes now."""
         if self._controlOut is not None:
-            self._controlOut.flush()
+            try:
+                self._controlOut.flush()
+            except Exception:
+                self.registry.failed()
+                self.channelBroken(False)  # some of it may have been sent
 
     def channelEnded(self, io: bool, reason: str) -> None:
         """
@@ -345,17 +371,25 @@ class VM:
         else:
             self.control = self._controlOut = None
         channel = "I/O" if io else "control"
-        error = VMGone(f"{self.containerId}: VM is lost: the {channel} channel {reason}")
         if self.state is VMState.WAITING:
             self.failRegistration(
                 RegistryError(f"{self.containerId}: the {channel} channel {reason} before READY")
             )
             return
+        self._channelLost(channel, reason)
+
+    def channelBroken(self, io: bool) -> None:
+        """An internal error has made it unknown what was read from a channel, or written to it."""
+        self.channelEnded(io, _BROKEN)
+
+    def _channelLost(self, channel: str, reason: str) -> None:
+        error = VMGone(f"{self.containerId}: VM is lost: the {channel} channel {reason}")
         poweredOff = self._poweringOff()
         if self.state in (VMState.REGISTERED, VMState.UNREGISTERED):
             known = self.state is VMState.REGISTERED
-            self._advance(VMInput.LOSE)
             self.lostAt = self.registry.clock.seconds()
+            self._advance(VMInput.LOSE)
+            self._notify = known
             self.log.emit(
                 LogLevel.warn if known else LogLevel.info,
                 "VM lost: the {channel} channel {reason}" if known else "VM gone",
@@ -366,7 +400,6 @@ class VM:
             )
             self.commands.drop(error, keep=poweredOff)
             self.starts.failAll(error)
-            self._notify = known
             self._later(LAST_WORDS, self._lastWords, error)
             if known:
                 self._later(self.registry.limits.lostTimeout, self._forgotten)
@@ -412,6 +445,38 @@ class VM:
         self._cancelWaits()
         for session in list(self.processes.sessions):
             session.end()
+
+    def repair(self) -> None:
+        """Finish what a turn has begun that was cut short: see L{ccproxy.core.repair}."""
+        if self.slot is not None and self.slot.reply is not None:
+            self.slot = None
+        waiting = {name for name, (wait, _) in self._waits.items() if wait.active()}
+        registering = self.state in (VMState.CONNECTING, VMState.WAITING)
+        if self.slot is not None and (
+            not registering
+            or self.slot.client.registering is not self
+            or self._neverReady.__name__ not in waiting
+            or (self.state is VMState.WAITING and None in (self.control, self.io))
+        ):
+            self.failRegistration(InternalError())
+        if self.state is VMState.UNREGISTERED:
+            self._retired()
+        known = self.state in (VMState.REGISTERED, VMState.UNREGISTERED)
+        if known and (self.control is None or self.io is None):
+            self._channelLost("I/O" if self.io is None else "control", _BROKEN)
+        elif self.state in (VMState.LOST, VMState.GONE):
+            if self.slot is not None:
+                self._registrationFailed(InternalError())
+            if self.state is VMState.GONE:
+                self.registry.forget(self)
+            open = self.control is not None or self.io is not None
+            if not (open and self._lastWords.__name__ in waiting):
+                self._close(VMGone(f"{self.containerId}: VM is lost"))
+        self.controlWritable()
+        self.starts.repair()
+        self.commands.repair()
+        self.flow.repair()
+        self.stdin.repair()
 
     def _close(self, error: RequestError) -> None:
         """Close the channels, and end or hand over what is left to the sessions."""

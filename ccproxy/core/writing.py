@@ -313,7 +313,7 @@ class _Writer:
             resync=vm.resync,
             lost=self._now - vm.lostAt,
             handled=vm.handled,
-            slot=self._slots.maybe(vm._slot),
+            slot=self._slots.maybe(vm.slot),
             controlOut=_outlet(vm._controlOut) if vm._controlOut else OutletForm(),
             readyMayCome=vm._readyMayCome,
             notify=vm._notify,

@@ -17,9 +17,10 @@ from zope.interface import implementer
 
 from ..core.clock import Wait, cancel
 from ..core.registry import Registry
+from ..core.repair import run
 from ..core.states import VMState
 from ..core.vm import VM
-from ..errors import CCProxyError, RegistryError
+from ..errors import CCProxyError, InternalError, RegistryError
 from ..interfaces import IConnector
 from .connectunix import connectUNIX
 from .console import Console
@@ -112,13 +113,17 @@ class Connector:
             ):
                 await connectUNIX(self._poller, path, channel, self.registry.limits.readyTimeout)
                 sockets.channels.append(channel)
+            io, control = sockets.channels
+            controlSink, ioSink = vm.connected(control.connection, io.connection)
         except CancelledError:
             return
-        except (CCProxyError, OSError) as error:
-            vm.connectFailed(str(error))
+        except Exception as error:
+            if not isinstance(error, (CCProxyError, OSError)):
+                self.registry.failed()
+                error = InternalError()
+            run(self.registry, vm.connectFailed, str(error))
             return
-        (io, control), sockets.channels = sockets.channels, []
-        controlSink, ioSink = vm.connected(control.connection, io.connection)
+        sockets.channels = []
         control.begin(controlSink)
         io.begin(ioSink)
         if request.console:

@@ -170,8 +170,11 @@ class MemoryConnector:
 class MemoryClient:
     """A runtime or a shim."""
 
-    def __init__(self, world: World) -> None:
-        self.connection = MemoryConnection()
+    def __init__(self, world: World, line: type[MemoryConnection] = MemoryConnection) -> None:
+        """
+        @param line: makes its connection.
+        """
+        self.connection = line()
         self.client: Client = world.registry.connect(self.connection)
         self.connection.sink = self.client
         self._decoder = FrameDecoder()
@@ -221,10 +224,13 @@ class MemoryClient:
 class MemoryVM:
     """A VM's agent, from the VM's side of its channels."""
 
-    def __init__(self, vm: VM) -> None:
+    def __init__(self, vm: VM, line: type[MemoryConnection] = MemoryConnection) -> None:
+        """
+        @param line: makes its connections.
+        """
         self.vm = vm
-        self.control = MemoryConnection()
-        self.io = MemoryConnection()
+        self.control = line()
+        self.io = line()
         control, io = vm.connected(self.control, self.io)
         assert isinstance(control, ControlSink) and isinstance(io, IOSink)
         self.control.sink, self.io.sink = control, io

@@ -536,7 +536,7 @@ class CompletenessTests(SynchronousTestCase):
         ControlQueue: "_asked _reported _vm _wait _waitUntil inFlight waiting",
         ControlCommand: "arrived client expired name sent sentAt",
         HyperCommand: "_body _vm",
-        StartCommand: "_vm data session",
+        StartCommand: "_vm acknowledged data session",
         SignalCommand: "_session _signal",
         StartData: "container process terminal _head _members _tail _strangeKey",
     }
@@ -552,7 +552,7 @@ class CompletenessTests(SynchronousTestCase):
         agent, _, _ = World().register()
         known = (
             "registry request containerId url serial state dialect control io commands traffic"
-            " console stdin flow clients processes starts resync handled created lostAt _slot"
+            " console stdin flow clients processes starts resync handled created lostAt slot"
             " _controlOut _readyMayCome _notify _waits"
         )
         self.assertEqual(set(vars(agent.vm)), set(known.split()))

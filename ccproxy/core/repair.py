@@ -1,0 +1,151 @@
+"""
+What happens when the core raises an exception that nobody expected (promise P22).
+
+Such an exception cuts a turn short. The commands that the turn was about to answer may then have
+nobody left who would answer them, and objects may be between two states. So every turn runs under
+L{turn} or L{run}. They log the exception and, when the outermost turn is over, L{repair} the
+registry:
+
+ - Each object finishes what it has begun: its method C{repair} does nothing otherwise.
+ - Each command that nobody is going to answer gets an error response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar, cast
+
+from ..errors import InternalError
+
+if TYPE_CHECKING:
+    from .client import Slot
+    from .commands import ControlCommand
+    from .registry import Registry
+    from .session import Session
+    from .vm import VM
+
+#: Passes over everything: an exception during one leaves something for the next.
+MAX_PASSES = 3
+
+
+class Breakable(Protocol):
+    """A sink that can give up its connection."""
+
+    @property
+    def registry(self) -> Registry:
+        """The root of the state."""
+
+    def broken(self) -> None:
+        """Close the connection: an exception has made its position unknown."""
+
+
+S = TypeVar("S", bound=Breakable)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def turn(step: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """
+    Decorate a method of an L{IStreamSink <ccproxy.interfaces.IStreamSink>}: it is a turn. An
+    exception costs the sink its connection, and nobody else.
+    """
+
+    @wraps(step)
+    def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        registry = self.registry
+        registry.depth += 1
+        try:
+            return step(self, *args, **kwargs)
+        except Exception:
+            registry.failed()
+            _try(registry, self.broken)
+            return cast(R, 0)  # nothing was used: there is no connection any more
+        finally:
+            _leave(registry)
+
+    return guarded
+
+
+def run(registry: Registry, step: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Call C{step} as a turn of the core."""
+    registry.depth += 1
+    try:
+        step(*args, **kwargs)
+    except Exception:
+        registry.failed()
+    finally:
+        _leave(registry)
+
+
+def _leave(registry: Registry) -> None:
+    registry.depth -= 1
+    if registry.damaged and not registry.depth:
+        repair(registry)
+
+
+def _try(registry: Registry, step: Callable[[], object]) -> None:
+    try:
+        step()
+    except Exception:
+        registry.failed()
+
+
+def repair(registry: Registry) -> None:
+    """Bring the state in order after a turn that an exception has cut short."""
+    registry.depth += 1
+    for _ in range(MAX_PASSES):
+        registry.damaged = False
+        for step in _steps(registry):
+            _try(registry, step)
+        if not registry.damaged:
+            break
+    registry.damaged = False
+    registry.depth -= 1
+
+
+def _steps(registry: Registry) -> Iterator[Callable[[], object]]:
+    for client in list(registry.clients):
+        yield client.repair
+    vms, sessions = _vms(registry), _sessions(registry)
+    for vm in vms:
+        yield vm.repair
+    commands = {command for vm in vms for command in _commands(vm)}
+    for session in sessions:
+        yield partial(session.repair, commands)
+    held = {each.slot for session in sessions for each in session.held}
+    held.update(vm.slot for vm in vms if vm.slot is not None)
+    held.update(command.slot for command in commands if command.slot is not None)
+    for client in list(registry.clients):
+        for slot in _lost(client.slots, held):
+            yield partial(slot.fail, InternalError())
+        yield client.repair
+    yield registry.recount
+    yield registry.flush
+
+
+def _vms(registry: Registry) -> set[VM]:
+    vms = {*registry.vms.values(), *registry.leaving}
+    vms.update(session.vm for session in registry.tokens.values())
+    for client in registry.clients:
+        vms.update(vm for vm in (client.vm, client.registering) if vm is not None)
+        if client.session is not None:
+            vms.add(client.session.vm)
+    return vms
+
+
+def _sessions(registry: Registry) -> set[Session]:
+    sessions = {session for vm in _vms(registry) for session in vm.processes.sessions}
+    sessions.update(registry.tokens.values())
+    sessions.update(client.session for client in registry.clients if client.session is not None)
+    return sessions
+
+
+def _commands(vm: VM) -> Iterator[ControlCommand]:
+    """Commands that will still be answered."""
+    yield from vm.commands.unanswered
+    yield from vm.starts.parked
+
+
+def _lost(slots: list[Slot], held: set[Slot]) -> list[Slot]:
+    return [slot for slot in slots if slot.reply is None and slot not in held]
