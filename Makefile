@@ -51,6 +51,7 @@ endif
 
 # make exits with 2 when a recipe fails, whatever its status. So `command` always succeeds and
 # leaves the status in a file, and `run` makes it make's own: make/exitstatus.py says how.
+# Ctrl-C is for the command alone: make/foreground.py keeps it from make, and the recipe's shell waits.
 STATUS := $(VENV)/.status-$(shell echo $$PPID)
 
 help:
@@ -62,7 +63,7 @@ run vm: command
 	exit $(status)
 
 command: $(VENV)/.installed
-	@status=0; $(PREPARE) env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS -u MAKEOVERRIDES "$(BIN)/ccproxyctl" demo \
+	@trap : INT QUIT; status=0; $(PREPARE) $(PYTHON) make/foreground.py env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS -u MAKEOVERRIDES "$(BIN)/ccproxyctl" demo \
 	    --log $(VENV)/demo.log $(DEMO) -- $(COMMAND) || status=$$?; echo $$status > $(STATUS)
 
 vm: PREPARE := sh make/qemu.sh &&
@@ -79,7 +80,7 @@ unit: $(VENV)/.tools
 	"$(BIN)/coverage" report --rcfile="$(CURDIR)/setup.cfg")
 
 lint: $(VENV)/.tools
-	"$(BIN)/mypy" ccproxy twisted/plugins/ccproxy_plugin.py make/exitstatus.py make/install.py make/systemdbox.py fuzz bench
+	"$(BIN)/mypy" ccproxy twisted/plugins/ccproxy_plugin.py make/exitstatus.py make/foreground.py make/install.py make/systemdbox.py fuzz bench
 	"$(BIN)/ruff" check .
 
 test-lowest: $(LOWEST)/.installed

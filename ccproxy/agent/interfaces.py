@@ -95,7 +95,8 @@ class IRunning(Interface):
 
     def signal(number: int) -> None:
         """
-        Send a signal to the program itself.
+        Send a signal to the program itself. SIGINT, SIGQUIT, SIGHUP and SIGPIPE, which are not
+        meant for a single process, go to its whole process group.
 
         @raise OSError: there is no such signal, or the program has ended.
         """

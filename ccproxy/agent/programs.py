@@ -24,6 +24,12 @@ from .interfaces import IRunning, IRunningSink, Program, StartError
 #: Exit statuses of a program that does not exist, that cannot be executed, and that cannot be
 #: started for another reason, as shells and chroot give them.
 NOT_FOUND, NOT_EXECUTABLE, NOT_STARTED = 127, 126, 125
+#: The signals that a terminal sends to a whole process group, by Ctrl-C, by Ctrl-\, and when it is
+#: hung up; and the one that each writer gets whose reader has left. A shell that waits for the
+#: programs that it has started does not pass them on.
+_FOR_GROUPS = {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGPIPE}
+#: Of termios(3), which Python's module does not have: erasing takes away a whole UTF-8 character.
+_IUTF8 = 0o40000
 
 
 class Place(Protocol):
@@ -116,10 +122,10 @@ class RunningProgram:
         self._stdin.end()
 
     def signal(self, number: int) -> None:
-        """Send a signal to the program itself."""
+        """Send a signal to the program itself, or to its whole process group."""
         if self.exited:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-        os.kill(self.pid, number)
+        (os.killpg if number in _FOR_GROUPS else os.kill)(self.pid, number)
 
     def resize(self, rows: int, columns: int) -> None:
         """Set the size of its terminal; the kernel then sends SIGWINCH to its foreground group."""
@@ -166,6 +172,9 @@ def _terminal(opened: list[int]) -> tuple[list[int], list[int]]:
     """The program's three descriptors, and ours: its standard input, then its outputs."""
     master, slave = os.openpty()
     opened += master, slave
+    modes = termios.tcgetattr(slave)
+    modes[0] |= _IUTF8
+    termios.tcsetattr(slave, termios.TCSANOW, modes)
     # Two descriptors, as the reactor sees a hang-up on one that it only writes to as its end,
     # while there may be output left to read.
     writing = os.dup(master)

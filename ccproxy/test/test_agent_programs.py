@@ -104,6 +104,18 @@ class ProcessTests(AgentTestCase):
         await self.agree(Code.SIGNALPROCESS, data)
         await self.printed(b"got it", 5)
 
+    async def test_groups(self) -> None:
+        """What is not meant for a single process reaches the children of a shell as well."""
+        for dialect in (CC, H0, H1):
+            for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGPIPE):
+                await self.boot(dialect)
+                await self.run_("sh -c 'echo up; exec sleep 60'; echo no", id="i")
+                await self.printed(b"up")
+                await self.agree(Code.KILLCONTAINER, {"container": "c", "signal": number})
+                await self.io.until(lambda: (3, b"") in self.io.got)
+                self.assertNotIn(b"no", self.io.read(3))
+                await self.stop()
+
     async def test_allProcesses(self) -> None:
         """allProcesses reaches children in the background and in sessions of their own."""
         await self.boot()
@@ -238,6 +250,14 @@ class TerminalTests(AgentTestCase):
             await self.agree(Code.WINSIZE, {"seq": 3, "row": 33, "column": 77})
             await self.printed(b"33 77")
             await self.stop()
+
+    async def test_erase(self) -> None:
+        """The terminal erases whole characters of UTF-8."""
+        await self.boot()
+        await self.run_("echo up; read -r line; echo \"<$line>\"", terminal=True)
+        await self.printed(b"up")
+        self.stdin("a世\x7fb\n".encode())
+        await self.printed(b"<ab>")
 
     async def test_interrupt(self) -> None:
         """Ctrl-C interrupts the process, and byte 4 is the end; an empty message is nothing."""

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import IO
 
 import pexpect
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+import ccproxy
 from ccproxy.testing.daemon import environment, script
 
 DEADLINE = 60.0
@@ -214,3 +215,119 @@ class TerminalTests(DemoTestCase):
         self.shell.wait()
         self.assertEqual(self.shell.exitstatus, 5)
         self.assertNothingLeft()
+
+
+class MakeTests(DemoTestCase):
+    """C{make run} at a terminal, in the foreground process group of make."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.source = os.environ.get("CCPROXY_SOURCE") or str(Path(ccproxy.__file__).parent.parent)
+        if not os.path.exists(f"{self.source}/make/foreground.py"):
+            raise SkipTest(f"there is no Makefile in {self.source}")
+        for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "CMD"):
+            self.environment.pop(name, None)
+
+    def spawn(self, line: str) -> pexpect.spawn[str]:
+        """Run a line of shell that ends with its status, as an interactive shell runs a job."""
+        shell = pexpect.spawn(
+            "bash",
+            ["--norc", "--noprofile", "-i"],
+            cwd=self.source,
+            env={**self.environment, "PS1": "[$?]", "INPUTRC": "/dev/null", "TERM": "dumb"},
+            timeout=DEADLINE,
+            encoding="utf-8",
+        )
+        self.addCleanup(shell.close, force=True)
+        shell.expect_exact("[0]")
+        shell.sendline("stty -echo")
+        shell.expect_exact("[0]")
+        shell.sendline(line)
+        return shell
+
+    def leave(self, shell: pexpect.spawn[str]) -> None:
+        """End the shell, after which nothing is left, nor has make said anything."""
+        self.assertNotIn("make", str(shell.before))
+        shell.sendline("exit")
+        shell.expect(pexpect.EOF)
+        self.assertNothingLeft()
+
+    def test_keys(self) -> None:
+        """Ctrl-C and Ctrl-\\ end the command with its own status, and make says nothing."""
+        for key, status in (("\x03", 130), ("\x1c", 131)):
+            for command in (self.sleep, f"{self.sleep}; true"):
+                shell = self.spawn(f"make run CMD='echo up; {command}'")
+                shell.expect_exact("up\r\n")
+                shell.send(key)
+                shell.expect_exact(f"[{status}]")
+                self.leave(shell)
+
+    def test_handled(self) -> None:
+        """A command that survives Ctrl-C goes on; the second one in a row ends everything."""
+        command = f'trap "echo got it" INT; echo up; {self.sleep}'
+        shell = self.spawn(f"make run CMD='{command}; cat'")
+        shell.expect_exact("up\r\n")
+        shell.sendintr()
+        shell.expect_exact("got it\r\n")
+        shell.sendline("hello")
+        shell.expect_exact("hello\r\n")
+        shell.sendeof()
+        shell.expect_exact("[0]")
+        shell.sendline(f"make run CMD='{command}; {self.sleep}'")
+        shell.expect_exact("up\r\n")
+        shell.sendintr()
+        shell.expect_exact("got it\r\n")
+        shell.sendintr()
+        shell.expect_exact("ended by a second Ctrl-C")
+        shell.expect_exact("[130]")
+        self.leave(shell)
+
+    def test_starting(self) -> None:
+        """Ctrl-C ends what has not begun yet, and make says nothing."""
+        shell = self.spawn(f"make run CMD='{self.sleep}'")
+        shell.expect_exact("starting the proxy")
+        shell.sendintr()
+        shell.expect_exact("[130]")
+        self.leave(shell)
+
+    def test_jobControl(self) -> None:
+        """Ctrl-Z gives the shell back, C{bg} goes on without the terminal, C{fg} with it."""
+        shell = self.spawn("make run CMD='echo up; cat; exit 5'")
+        shell.expect_exact("up\r\n")
+        shell.sendcontrol("z")
+        shell.expect_exact("[148]")
+        for command in ("bg", "fg"):
+            shell.sendline(command)
+            shell.expect_exact("make run")
+        shell.sendline("typed")
+        shell.expect_exact("typed\r\n")
+        shell.sendeof()
+        shell.expect_exact("[5]")
+
+    def test_ended(self) -> None:
+        """SIGTERM and SIGHUP for the shim are for the command alone, and make says nothing."""
+        for name, status in (("TERM", 143), ("HUP", 129)):
+            shell = self.spawn(f"make run CMD='echo up; exec {self.sleep}'")
+            shell.expect_exact("up\r\n")
+            [shim] = [
+                pid
+                for pid in _mentioning("ccproxyctl\0run\0")
+                if os.getsid(pid) != pid and self.sleep in _words(pid)
+            ]
+            os.kill(shim, getattr(signal, f"SIG{name}"))
+            shell.expect_exact(f"[{status}]")
+            self.leave(shell)
+
+    def test_pipe(self) -> None:
+        """A reader that has seen enough ends it without a word, Ctrl-C reaches a whole pipeline."""
+        shell = self.spawn("make run CMD=yes | head -n 1; echo ${PIPESTATUS[0]}")
+        shell.expect_exact("y\r\n141\r\n")
+        shell.sendline(f"make run CMD='echo up; {self.sleep}; true' | cat")
+        shell.expect_exact("up\r\n")
+        shell.sendintr()
+        shell.expect_exact("[130]")
+        self.leave(shell)
+
+
+def _words(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()

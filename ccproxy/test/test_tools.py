@@ -122,8 +122,7 @@ class ToolTestCase(SynchronousTestCase):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process = subprocess.Popen(
             [*script("ccproxyctl"), *words],
-            env=environment(CCPROXY_SOCKET=self.path, TERM="vt100"),
-            **{**pipes, **more},
+            **{"env": environment(CCPROXY_SOCKET=self.path, TERM="vt100"), **pipes, **more},
         )
         self.addCleanup(self.reap, process)
         return process
@@ -165,6 +164,13 @@ def resize(fd: int, rows: int, columns: int) -> None:
 
 def isRaw(fd: int) -> bool:
     return not termios.tcgetattr(fd)[tty.LFLAG] & termios.ICANON
+
+
+def pending(pid: int, number: int) -> bool:
+    """Return whether a signal has been sent to a process and not been delivered yet."""
+    with open(f"/proc/{pid}/status") as file:
+        masks = dict(line.split(":\t", 1) for line in file)
+    return bool((int(masks["SigPnd"], 16) | int(masks["ShdPnd"], 16)) >> (number - 1) & 1)
 
 
 class ShimTests(ToolTestCase):
@@ -517,7 +523,7 @@ class RunTests(ToolTestCase):
         self.assertTrue(start["data"]["process"]["terminal"])
         self.assertIn({"env": "TERM", "value": "vt100"}, start["data"]["process"]["envs"])
         self.assertEqual(shim.command(Command.SIGNAL)["columns"], 80)
-        self.assertTrue(isRaw(ours))
+        eventually(lambda: isRaw(ours), "a raw terminal")
         shim.exit(0)
         self.finish(process, 0)
         self.assertFalse(isRaw(ours))
@@ -573,13 +579,92 @@ class RunTests(ToolTestCase):
         process, runtime, shim = self.start("exec", "box", "sleep", "9")
         runtime.command(Command.HYPER)
         for _ in range(2):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
             shim.commandWithoutAnswer(Command.SIGNAL)
             shim.answer(Command.SIGNAL, error="not supported")
         shim.commandWithoutAnswer(Command.DISCONNECT_SHIM)
         shim.socket.close()
-        _, err = self.finish(process, 130)
-        self.assertIn(b"SIGINT was not delivered: not supported", err)
+        _, err = self.finish(process, 143)
+        self.assertIn(b"SIGTERM was not delivered: not supported", err)
+
+    def test_interruptedTwice(self) -> None:
+        """The first Ctrl-C is the process's; the second ends the command, started or not."""
+        for started in (False, True):
+            process, runtime, shim = self.start("run", "sleep", "9")
+            if started:
+                runtime.command(Command.HYPER)
+            process.send_signal(signal.SIGINT)
+            self.assertEqual(shim.signal(), signal.SIGINT)
+            process.send_signal(signal.SIGINT)
+            shim.command(Command.DISCONNECT_SHIM)
+            shim.socket.close()
+            out, err = self.finish(process, 130)
+            said = b"ccproxyctl: ended by a second Ctrl-C; the process in the VM may run on\n"
+            self.assertEqual((out, err), (b"", said))
+
+    def test_interruptedWithoutAnswers(self) -> None:
+        """Two Ctrl-C end a command that a proxy leaves without any answer."""
+        process = self.spawn("run", "--tty", "sleep", "9")
+        runtime = self.accept()
+        runtime.commandWithoutAnswer(Command.ATTACH_VM)
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            eventually(lambda: not pending(process.pid, signal.SIGINT), "the signal is taken")
+        self.finish(process, 130)
+
+    def test_interruptedReader(self) -> None:
+        """A process that has ended is not reported as one that may run on."""
+        process, runtime, shim = self.start("run", "cat")
+        runtime.command(Command.HYPER)
+        assert process.stdout is not None
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        shim.out(bytes(60_000))
+        process.send_signal(signal.SIGINT)
+        self.assertEqual(shim.signal(), signal.SIGINT)
+        shim.socket.sendall(encodeProcessExited(7))
+        shim.socket.settimeout(0.5)
+        self.assertRaises(TimeoutError, shim.next)
+        process.send_signal(signal.SIGINT)
+        # It removes the container, which no proxy answers.
+        self.listener.close()
+        self.assertNotIn(b"may run on", self.finish(process, 7)[1])
+
+    def test_variables(self) -> None:
+        """A process with a terminal gets what tells of ours, if it can be trusted; -e wins."""
+        given = {
+            "LANG": "de_DE.UTF-8",
+            "LC_CTYPE": "x" * 257,
+            "LC_TIME": "a\nb",
+            "LC_ALL": "C.UTF-8",
+            "LC_NAME": "\udcff",
+            "LC_x": "no",
+            "COLORTERM": "truecolor",
+            "SECRET": "no",
+        }
+        for option, expected in (
+            ("--tty", {"TERM": "vt100", "LANG": "de_DE.UTF-8", "COLORTERM": "truecolor"}),
+            ("--env=A=b", {"A": "b"}),
+        ):
+            process, runtime, shim = self.start(
+                *("exec", option, "-e", "LC_ALL=C", "box", "sh"),
+                env={**self.clean(), **given},
+                stdin=subprocess.DEVNULL,
+            )
+            envs = runtime.command(Command.HYPER)["data"]["process"]["envs"]
+            found = {each["env"]: each["value"] for each in envs}
+            del found["PATH"]
+            self.assertEqual(found, {**expected, "LC_ALL": "C"})
+            shim.allStdin()
+            shim.exit(0)
+            self.finish(process, 0)
+
+    def clean(self) -> dict[str, str]:
+        """The environment of a command without any locale."""
+        return {
+            name: value
+            for name, value in environment(CCPROXY_SOCKET=self.path, TERM="vt100").items()
+            if name not in ("LANG", "COLORTERM") and not name.startswith("LC_")
+        }
 
     def test_ignoredSignals(self) -> None:
         """What our starter ignores is not forwarded, and Ctrl-Z stays with us."""
@@ -614,6 +699,26 @@ class RunTests(ToolTestCase):
             return file.read().rsplit(")", 1)[1].split()[0]
 
 
+#: A command that ends with 7 when a signal that interrupts another thread is handled.
+_OTHER_THREAD = """
+import signal, sys, threading
+from twisted.internet.defer import Deferred
+from ccproxy.tools.running import runReactor
+from ccproxy.tools.signals import Catching
+async def work(reactor):
+    handled = Deferred()
+    def caught(number):
+        reactor.callFromThread(handled.callback, 7)
+    def raiseSoon():
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+    with Catching([signal.SIGUSR1], caught):
+        # By then the main thread waits for events.
+        threading.Timer(0.5, raiseSoon).start()
+        return await handled
+sys.exit(runReactor("test", work))
+"""
+
+
 class CommandLineTests(SynchronousTestCase):
     """What is on the command line."""
 
@@ -643,6 +748,12 @@ class CommandLineTests(SynchronousTestCase):
             "sys.exit('twisted.internet.reactor' in sys.modules)"
         )
         subprocess.run([sys.executable, "-c", code], env=environment(), check=True)
+
+    def test_signalInThread(self) -> None:
+        """A signal is handled at once, whichever thread it has interrupted."""
+        command = [sys.executable, "-c", _OTHER_THREAD]
+        result = subprocess.run(command, env=environment(), check=False, timeout=TIMEOUT)
+        self.assertEqual(result.returncode, 7)
 
     def test_version(self) -> None:
         self.assertRegex(self.ctl("--version").stdout, r"^ccproxyctl \d")

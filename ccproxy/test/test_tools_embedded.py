@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import subprocess
 
 import pexpect
@@ -14,6 +15,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from ..testing.daemon import Daemon, environment, eventually, script
 
 TIMEOUT = 60
+
+
+def pgrep(text: str) -> bytes:
+    """The pids of the processes whose command line is this."""
+    return subprocess.run(["pgrep", "-xf", text], check=False, capture_output=True).stdout
 
 
 class CCTests(SynchronousTestCase):
@@ -85,6 +91,111 @@ class CCTests(SynchronousTestCase):
         terminal.wait()
         self.assertEqual(terminal.exitstatus, 9)
         self.assertTrue(self.daemon.isAlive())
+
+    def shell(self) -> pexpect.spawn[str]:
+        """An interactive shell, with job control, whose prompt is the last status."""
+        shell = pexpect.spawn(
+            "bash",
+            ["--norc", "--noprofile", "-i"],
+            env={**self.environment, "PS1": "[$?]", "INPUTRC": "/dev/null", "TERM": "dumb"},
+            timeout=TIMEOUT,
+            encoding="utf-8",
+        )
+        self.addCleanup(shell.close, force=True)
+        shell.expect_exact("[0]")
+        shell.sendline("stty -echo; ctl() { " + shlex.join(script("ccproxyctl")) + ' "$@"; }')
+        shell.expect_exact("[0]")
+        return shell
+
+    def test_interrupted(self) -> None:
+        """Ctrl-C and Ctrl-\\ at a cooked terminal end what a shell has started, too."""
+        shell = self.shell()
+        for key, status in (("\x03", 130), ("\x1c", 131)):
+            shell.sendline("ctl run -- sh -c 'echo up; sleep 1000; true'")
+            shell.expect_exact("up\r\n")
+            shell.send(key)
+            # hyperstart 1.x reports 0 for whatever a signal has killed.
+            shell.expect_exact(f"[{status if self.dialect == 'cc' else 0}]")
+        shell.sendline("ctl run -- sh -c 'trap \"echo trapped\" INT; echo up; sleep 1000; cat'")
+        shell.expect_exact("up\r\n")
+        shell.send("\x03")
+        shell.expect_exact("trapped\r\n")
+        shell.send("\x03")
+        shell.expect_exact("ended by a second Ctrl-C")
+        shell.expect_exact("[130]")
+
+    def test_background(self) -> None:
+        """A job in the background leaves the terminal to the shell until it is in front."""
+        shell = self.shell()
+        shell.sendline("ctl run --id box -- sh -c 'echo up; cat; exit 5' & true")
+        shell.expect_exact("up\r\n")
+        shell.sendline("ctl exec box -- echo beside")
+        shell.expect_exact("beside\r\n")
+        shell.expect_exact("[0]")
+        # It is brought to the front as a running job, then as a stopped one.
+        for stop in (True, False):
+            shell.sendline("jobs; fg")
+            shell.expect_exact("Running")
+            shell.expect_exact("cat; exit 5'\r\n")
+            shell.sendline("typed")
+            shell.expect_exact("typed\r\n")
+            if stop:
+                shell.sendcontrol("z")
+                shell.expect_exact("[148]")
+                shell.sendline("bg")
+                shell.expect_exact("[0]")
+        shell.sendcontrol("d")
+        shell.expect_exact("[5]")
+
+    def test_backgroundTerminal(self) -> None:
+        """With C{--tty} the terminal becomes raw in front only, and is put back there only."""
+        shell = self.shell()
+        shell.sendline("before=$(stty -g); ctl run -t -e PS1='<$?>' -- sh -i & true")
+        shell.expect_exact("<0>")
+        shell.sendline('test "$before" = "$(stty -g)"; echo same-$?')
+        shell.expect_exact("same-0")
+        shell.sendline("fg")
+        shell.sendline("echo in''side; (exit 7)")
+        shell.expect_exact("inside\r\n<7>")
+        # What is typed is not echoed twice: the terminal in front is raw.
+        shell.sendline("exit 3")
+        shell.expect_exact("[3]")
+        shell.sendline('test "$before" = "$(stty -g)"; echo same-$?')
+        shell.expect_exact("same-0")
+        shell.sendline("ctl run -t -- sh -c 'echo up; exec sleep 1000' & true")
+        shell.expect("up\r+\n")
+        shell.sendline("kill $!; wait $!; echo en''ded")
+        shell.expect_exact("ended")
+        shell.sendline('test "$before" = "$(stty -g)"; echo same-$?')
+        shell.expect_exact("same-0")
+
+    def test_hangUp(self) -> None:
+        """When a terminal is closed, what ran in it ends, a shell's children included."""
+        mark = f"1000.{os.getpid()}"
+        shell = self.shell()
+        shell.sendline(f"ctl run -- sh -c 'echo up; sleep {mark}; true'")
+        shell.expect_exact("up\r\n")
+        shell.close(force=True)
+        eventually(lambda: not pgrep(f"sleep {mark}"), "the end of the process")
+
+    def test_wideCharacters(self) -> None:
+        """A shell knows the encoding, and its line editor and its terminal erase characters."""
+        command, *words = [*script("ccproxyctl"), "run", "--tty", "-e", "PS1=[$?]", "--", "bash"]
+        terminal = pexpect.spawn(
+            command,
+            [*words, "--norc", "--noprofile", "-i"],
+            env={**self.environment, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"},
+            timeout=TIMEOUT,
+            encoding="utf-8",
+        )
+        self.addCleanup(terminal.close, force=True)
+        terminal.expect_exact("[0]")
+        terminal.sendline("echo '<a世\x7fb>'")
+        terminal.expect_exact("<ab>\r\n")
+        terminal.sendline("read -rp 'li''ne? ' line; echo \"<$line>\"")
+        terminal.expect_exact("line? ")
+        terminal.sendline("a世\x7fb")
+        terminal.expect_exact("<ab>\r\n")
 
     def test_exec(self) -> None:
         """A second process in a container; the container goes with its first one."""

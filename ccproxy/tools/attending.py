@@ -118,14 +118,19 @@ class Shim:
             await client.disconnectShim(LEAVE_TIMEOUT)
         client.stopProducing()
 
-    def giveUp(self, status: int) -> None:
+    def giveUp(self, status: int) -> bool:
         """
-        End without waiting for the process.
+        End without waiting for the process, or for who reads the output of one that has ended.
 
-        @param status: what L{finished} fires with.
+        @param status: what L{finished} fires with, unless the process has ended.
+        @return: whether the process may run on.
         """
+        if self._status is not None:
+            self._finish(self._status)
+            return False
         if not self._ending:
             self._conclude(status)
+        return True
 
     def log(self, message: str, containerId: str) -> None:
         """Put a warning into the proxy's log, if there is a connection."""

@@ -18,11 +18,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import termios
 import time
 from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
+
+from .terminal import Terminal
 
 VM = "demo"
 #: The root file system in what a real VM shares.
@@ -70,14 +71,17 @@ class Demo:
         self._real = real
         self._daemon: subprocess.Popen[bytes] | None = None
         self._command: subprocess.Popen[bytes] | None = None
-        self._terminal = termios.tcgetattr(0) if os.isatty(0) else None
+        self._terminal = Terminal(0) if os.isatty(0) else None
+        if self._terminal is not None:
+            self._terminal.save()
         self._ending = False
 
     def __enter__(self) -> Demo:
         # Functions rather than SIG_IGN, which the children would inherit.
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._end)
-        signal.signal(signal.SIGINT, self._interrupted)
+        for number in (signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, self._interrupted)
         # Whoever started us may be killed without a word, as make kills a recipe's shell.
         _dieWithParent()
         # What a command leaves in the background comes to us when its parent has gone.
@@ -101,11 +105,11 @@ class Demo:
                     process.wait()
         _killDescendants()
         if self._terminal is not None:
-            termios.tcsetattr(0, termios.TCSADRAIN, self._terminal)
+            self._terminal.restore()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        """Ctrl-C reaches the command by itself: it is in the same process group."""
+        """Ctrl-C and Ctrl-\\ reach the command by themselves: it is in our process group."""
         if self._command is None:
             self._end(number, frame)
 

@@ -19,7 +19,8 @@ def makeParser() -> argparse.ArgumentParser:
         usage="%(prog)s [OPTION...] CONTAINER [--] COMMAND [ARGUMENT...]",
         description="Start one more process in a running container, connect it to this terminal "
         "or these pipes, and exit with its status. Signals go to the process, if the VM's agent "
-        "can do that: the cc agent and hyperstart 0.x can't.",
+        "can do that: the cc agent and hyperstart 0.x can't. A second Ctrl-C within 3 seconds "
+        "ends ccproxyctl alone.",
         epilog="Exit status: the process's; 125 if ccproxyctl itself fails; 2 for a bad option.",
     )
     addProcess(parser)

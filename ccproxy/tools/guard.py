@@ -70,6 +70,8 @@ def _guard(pipe: int) -> None:
     for number in forShims():
         signal.signal(number, signal.SIG_IGN)
     terminal = Terminal(os.dup(0)) if os.isatty(0) else None
+    if terminal is not None:
+        terminal.save()
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):
         # Who reads them waits for their end, and that must not be ours.
@@ -79,7 +81,8 @@ def _guard(pipe: int) -> None:
         said += data
     if said.endswith(_DISMISSED):
         return
-    if terminal is not None:
+    # Where it is not raw, it was never made so, or a shell has taken it back.
+    if terminal is not None and terminal.isRaw():
         terminal.restore()
     if said:
         path, token = payloads.decode(list, said)

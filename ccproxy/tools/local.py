@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -18,10 +19,12 @@ from ..net.client import ProxyClient, connectUNIX
 from .attending import NoProxy, Shim
 from .signals import Catching
 from .stdio import InputReader, OutputWriter
-from .terminal import Terminal, terminalOf
+from .terminal import Terminal, inBackground, terminalOf
 
 #: How long to wait for the reader of our own messages, in seconds.
 SETTLE_TIMEOUT = 1.0
+#: A second Ctrl-C this many seconds after the one before is meant for ourselves.
+INSIST_INTERVAL = 3.0
 
 
 def reach(reactor: Any, path: str, output: object | None = None) -> defer.Deferred[ProxyClient]:
@@ -59,7 +62,11 @@ class LocalShim:
     If nobody reads stdout or stderr any more, the process gets SIGPIPE, as if it had written to
     that pipe itself. What it does then is its own decision; its further output is dropped.
 
+    The terminal is left alone while another process group has the foreground.
+
     @ivar shim: the shim.
+    @ivar insisted: called in the place of a SIGINT that follows another one within
+        L{INSIST_INTERVAL}; without it, all of them go to the process.
     @ivar tell: shows a message to a person: on stderr, unless it is replaced.
     """
 
@@ -73,7 +80,7 @@ class LocalShim:
         self.shim = Shim(
             reactor,
             lambda output: reach(reactor, path, output),
-            InputReader(reactor, 0),
+            InputReader(reactor, 0, self._returned),
             OutputWriter(reactor, 1, self._outputFailed),
             stderr,
         )
@@ -81,6 +88,9 @@ class LocalShim:
         self._signals = signals
         self._raw = Terminal(0) if raw and os.isatty(0) else None
         self._stack = ExitStack()
+        self._taken = False
+        self._interrupted = -INSIST_INTERVAL
+        self.insisted: Callable[[], None] | None = None
         terminal = terminalOf(0, 1, 2)
         if terminal is not None:
             self.shim.windowSize = terminal.size
@@ -92,9 +102,19 @@ class LocalShim:
     def __enter__(self) -> LocalShim:
         if self._raw is not None:
             self._stack.callback(self._raw.restore)
-            self._raw.makeRaw()
+        self._stack.callback(signal.signal, signal.SIGTTIN, signal.SIG_DFL)
+        signal.signal(signal.SIGTTIN, signal.SIG_IGN)
         self._stack.enter_context(Catching(self._signals, self._caught))
         return self
+
+    def takeTerminal(self) -> None:
+        """Make the terminal raw, as soon and whenever we are in the foreground."""
+        self._taken = True
+        self._returned()
+
+    def _returned(self) -> None:
+        if self._raw is not None and self._taken and not inBackground(0):
+            self._raw.makeRaw()
 
     def __exit__(self, *unused: object) -> None:
         self._stack.close()
@@ -110,9 +130,13 @@ class LocalShim:
     def _forward(self, number: int) -> None:
         if number == signal.SIGCONT:
             # We were stopped, and the shell has used the terminal.
-            if self._raw is not None:
-                self._raw.makeRaw()
+            self._returned()
             self.shim.forward(signal.SIGWINCH)
+        elif number == signal.SIGINT and self.insisted is not None:
+            before, self._interrupted = self._interrupted, time.monotonic()
+            if self._interrupted - before < INSIST_INTERVAL:
+                self.insisted()
+                return
         self.shim.forward(number)
 
     def _outputFailed(self, error: OSError) -> None:

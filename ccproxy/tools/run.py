@@ -23,7 +23,7 @@ def makeParser() -> argparse.ArgumentParser:
         usage="%(prog)s [OPTION...] [--] COMMAND [ARGUMENT...]",
         description="Start a container in a VM, connect its first process to this terminal or "
         "these pipes, and exit with its status; then remove the container. "
-        "Signals go to the process.",
+        "Signals go to the process; a second Ctrl-C within 3 seconds ends ccproxyctl alone.",
         epilog="Exit status: the process's; 125 if ccproxyctl itself fails; 2 for a bad option.",
     )
     addProcess(parser)

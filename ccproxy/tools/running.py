@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ..errors import CCProxyError
+from .signals import Wakeup
 
 #: The exit status of an error that is not the process's.
 FAILURE = 125
@@ -45,7 +46,8 @@ def runReactor(command: str, work: Callable[[Any], Coroutine[Any, Any, int]]) ->
         Deferred.fromCoroutine(work(reactor)).addBoth(done)
 
     reactor.callWhenRunning(start)
-    reactor.run(installSignalHandlers=False)
+    with Wakeup(reactor):
+        reactor.run(installSignalHandlers=False)
     [result] = results
     if isinstance(result, int):
         return result

@@ -78,6 +78,7 @@ def main(arguments: Sequence[str]) -> int:
             shim.refused = refused
             local.tell = lambda text: shim.log(text, options.container_id)
             guard.watch(options.path, options.token)
+            local.takeTerminal()
             await shim.connect(options.token)
             return await shim.finished
 

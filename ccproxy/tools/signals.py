@@ -5,9 +5,13 @@ Which signals go on to the process in the VM, and how they are caught.
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
+
+from twisted.internet.abstract import FileDescriptor
 
 #: A fault of our own repeats for ever if a Python function catches it; SIGCHLD and SIGPIPE are
 #: about our own children and pipes; a terminal that is read or written from the background stops
@@ -46,6 +50,44 @@ def nameOf(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+class Wakeup(FileDescriptor):
+    """
+    Wakes the reactor when a signal has come, for as long as the context lasts.
+
+    A signal may interrupt any thread, but Python runs its handler in the main thread, and only once
+    that thread does something. Waiting for events is nothing.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        """
+        @param reactor: the reactor of the main thread (IReactorFDSet).
+        """
+        super().__init__(reactor)
+        self._ours, self._kernels = socket.socketpair()
+        self._ours.setblocking(False)
+        self._kernels.setblocking(False)
+
+    def __enter__(self) -> Wakeup:
+        signal.set_wakeup_fd(self._kernels.fileno(), warn_on_full_buffer=False)
+        self.startReading()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        signal.set_wakeup_fd(-1)
+        self.stopReading()
+        self._ours.close()
+        self._kernels.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable."""
+        return self._ours.fileno()
+
+    def doRead(self) -> None:
+        """Discard the bytes: handlers have run by now."""
+        with suppress(BlockingIOError):
+            self._ours.recv(4096)
 
 
 class Catching:

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 
 from ..errors import CCProxyError, ProxyError
 from ..net.client import IOStreams, ProxyClient
@@ -28,6 +29,9 @@ ATTACH_TIMEOUT = 30.0
 START_TIMEOUT = 660.0
 #: Where programs are searched, if C{--env} does not say it.
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: The longest value that is passed on unasked, in characters.
+MAX_VARIABLE = 256
+_TERMINAL_VARIABLE = re.compile("TERM|COLORTERM|LANG|LC_[A-Z]{1,32}")
 _TERMINAL_EOF = b"\x04"
 #: Signals that say nothing to most processes: not worth a word.
 _HARMLESS = {signal.SIGWINCH, signal.SIGCONT, signal.SIGURG}
@@ -37,6 +41,23 @@ _NO_REASON = "control msg received : "
 
 class NotStarted(CCProxyError):
     """The process could not be started."""
+
+
+def terminalVariables(environment: Mapping[str, str]) -> dict[str, str]:
+    """
+    Return the variables that a process with our terminal needs to use it well.
+
+    They say what the terminal is and how it encodes characters, as ssh passes them on. Values that
+    no terminal or locale has are left out: long ones, and those with control characters or bytes
+    that are not UTF-8.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if _TERMINAL_VARIABLE.fullmatch(name)
+        and len(value) <= MAX_VARIABLE
+        and value.isprintable()
+    }
 
 
 def describeProcess(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Process:
@@ -49,8 +70,8 @@ def describeProcess(options: argparse.Namespace, parser: argparse.ArgumentParser
     if not words or not words[0]:
         parser.error("which program? Its name comes last, such as: -- sh -c 'echo hello'")
     env = {"PATH": DEFAULT_PATH}
-    if options.tty and "TERM" in os.environ:
-        env["TERM"] = os.environ["TERM"]
+    if options.tty:
+        env.update(terminalVariables(os.environ))
     env.update(options.env)
     return Process.make(words, env, options.workdir, options.tty)
 
@@ -79,9 +100,28 @@ def runProcess(
             local.shim.refused = _Refusal(local)
             if options.tty and not os.isatty(0):
                 local.shim.endOfInput = _TERMINAL_EOF
-            await _start(reactor, options, hyperName, data, guard, local.shim)
+            starting = Deferred.fromCoroutine(
+                _start(reactor, options, hyperName, data, guard, local.shim)
+            )
+
+            left = False
+
+            def insisted() -> None:
+                nonlocal left
+                left = local.shim.giveUp(128 + signal.SIGINT)
+                if left:
+                    local.tell("ended by a second Ctrl-C; the process in the VM may run on")
+                    starting.cancel()
+
+            local.insisted = insisted
+            try:
+                await starting
+            except CancelledError:
+                pass
+            else:
+                local.takeTerminal()
             status = await local.shim.finished
-            if ended is not None:
+            if ended is not None and not left:
                 await _cleanUp(reactor, options, ended, local.tell)
             await local.settle()
         return status

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorFromThreads
 from zope.interface import Attribute, Interface, implementer
 
+from .terminal import inBackground
+
 #: The most that one read takes, in bytes.
 READ_SIZE = 65536
 #: With more than this not written yet, an output is full, in bytes.
 FULL = 65536
+#: Seconds between two looks whether the terminal can be read: a shell's C{fg} may tell nothing.
+FOREGROUND_INTERVAL = 0.2
 
 
 class IInput(Interface):
@@ -48,14 +53,26 @@ class IOutput(Interface):
 
 @implementer(IInput)
 class InputReader:
-    """Reads a descriptor in a thread, only when asked to."""
+    """
+    Reads a descriptor in a thread, only when asked to.
 
-    def __init__(self, reactor: IReactorFromThreads, fd: int) -> None:
+    A terminal is read in the foreground only: in the background that would stop the whole process
+    by SIGTTIN, or fail if SIGTTIN is ignored, which the process should do.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorFromThreads,
+        fd: int,
+        returned: Callable[[], None] = lambda: None,
+    ) -> None:
         """
         @param fd: the descriptor.
+        @param returned: called in the reactor's thread when a read has waited for the foreground.
         """
         self._reactor = reactor
         self._fd = fd
+        self._returned = returned
         self._wanted = threading.Semaphore(0)
         self._waiting: Deferred[bytes] | None = None
         threading.Thread(target=self._run, daemon=True, name=f"read {fd}").start()
@@ -71,12 +88,23 @@ class InputReader:
         data = b"?"
         while data:
             self._wanted.acquire()
+            data = self._read()
+            self._reactor.callFromThread(self._deliver, data)
+
+    def _read(self) -> bytes:
+        while True:
+            if inBackground(self._fd):
+                while inBackground(self._fd):
+                    time.sleep(FOREGROUND_INTERVAL)
+                self._reactor.callFromThread(self._returned)
             try:
-                data = os.read(self._fd, READ_SIZE)
+                return os.read(self._fd, READ_SIZE)
             except OSError:
                 # Such as a terminal that was hung up, or a folder: there is no more to be had.
-                data = b""
-            self._reactor.callFromThread(self._deliver, data)
+                if not os.isatty(self._fd):
+                    return b""
+                # It went to the background meanwhile.
+                time.sleep(FOREGROUND_INTERVAL)
 
     def _deliver(self, data: bytes) -> None:
         waiting, self._waiting = self._waiting, None

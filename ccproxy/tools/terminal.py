@@ -8,6 +8,19 @@ import os
 import termios
 import tty
 from contextlib import suppress
+from typing import Any
+
+
+def inBackground(fd: int) -> bool:
+    """
+    True if a descriptor is our controlling terminal, and another process group has the foreground.
+
+    Reading from the terminal and changing its modes is then the business of that group alone.
+    """
+    try:
+        return os.tcgetpgrp(fd) != os.getpgrp()
+    except OSError:
+        return False
 
 
 class Terminal:
@@ -22,25 +35,39 @@ class Terminal:
         @param fd: its descriptor.
         """
         self.fd = fd
-        self._before = termios.tcgetattr(fd)
+        self._before: list[Any] | None = None
+
+    def save(self) -> None:
+        """Remember how it is, for L{restore}. Only the first call counts."""
+        if self._before is None:
+            self._before = termios.tcgetattr(self.fd)
 
     def makeRaw(self) -> None:
         """Hand over each key as it is pressed; the process's own terminal makes sense of it."""
+        self.save()
         tty.setraw(self.fd, termios.TCSANOW)
 
     def makeKeyed(self) -> None:
         """Hand over each key as it is pressed, unseen; those that send signals still do."""
+        self.save()
         tty.setcbreak(self.fd, termios.TCSANOW)
 
     def restore(self) -> None:
         """
-        Put it back as it was. Calling it twice is no harm.
+        Put it back as it was saved, unless others have the foreground. Calling it twice is no harm.
 
         At once: waiting until the output is read could take for ever.
         """
         # If it was hung up, there is nobody left to use it.
         with suppress(termios.error):
-            termios.tcsetattr(self.fd, termios.TCSANOW, self._before)
+            if self._before is not None and not inBackground(self.fd):
+                termios.tcsetattr(self.fd, termios.TCSANOW, self._before)
+
+    def isRaw(self) -> bool:
+        """Return whether no key sends a signal, as L{makeRaw} leaves the terminal."""
+        with suppress(termios.error):
+            return not termios.tcgetattr(self.fd)[3] & termios.ISIG
+        return False
 
     def size(self) -> tuple[int, int] | None:
         """
