@@ -6,6 +6,8 @@ from __future__ import annotations
 
 #: Where the proxy listens if nobody says otherwise.
 DEFAULT_SOCKET = "/var/run/clear-containers/proxy.sock"
+#: The same, without the link that /var/run is, as systemd names the socket that it passes.
+_DEFAULT_SOCKETS = (DEFAULT_SOCKET, DEFAULT_SOCKET.removeprefix("/var"))
 #: Where it can be asked and told by the operator, with that socket.
 DEFAULT_ADMIN_SOCKET = "/run/ccproxy/admin.sock"
 #: The longest path that fits a socket's address, in bytes.
@@ -29,4 +31,4 @@ def socketPath(url: str) -> str:
 
 def adminPath(path: str) -> str:
     """Where the admin socket is, unless somebody says otherwise, with the client socket there."""
-    return DEFAULT_ADMIN_SOCKET if path == DEFAULT_SOCKET else f"{path}.admin"
+    return DEFAULT_ADMIN_SOCKET if path in _DEFAULT_SOCKETS else f"{path}.admin"

@@ -15,7 +15,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 
 import attrs
@@ -241,6 +241,12 @@ def _inode(path: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def isPassed(environment: Mapping[str, str]) -> bool:
+    """Whether systemd has passed a socket to this process."""
+    mine = environment.get("LISTEN_PID") == str(os.getpid())
+    return mine and environment.get("LISTEN_FDS", "") not in ("", "0")
+
+
 def passedSocket(environment: MutableMapping[str, str]) -> ListeningSocket | None:
     """
     The socket that systemd has passed to this process, if it has.
@@ -250,27 +256,30 @@ def passedSocket(environment: MutableMapping[str, str]) -> ListeningSocket | Non
     @param environment: the process's environment.
     @raise CannotListen: more than one was passed, or one that cannot be used.
     """
-    pid = environment.pop("LISTEN_PID", "")
+    passed = isPassed(environment)
+    environment.pop("LISTEN_PID", None)
     count = environment.pop("LISTEN_FDS", "")
     environment.pop("LISTEN_FDNAMES", None)
-    if pid != str(os.getpid()) or count in ("", "0"):
+    if not passed:
         return None
     if count != "1":
         raise CannotListen(f"expected one socket from systemd (LISTEN_FDS), got {count}")
     try:
         os.set_inheritable(FIRST_PASSED, False)
-        passed = socket.socket(fileno=FIRST_PASSED)
-        listens = passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        made = socket.socket(fileno=FIRST_PASSED)
+        listens = made.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
         raise CannotListen(
             f"descriptor {FIRST_PASSED}, passed by systemd, cannot be used: {error.strerror}"
         ) from error
-    if passed.family != socket.AF_UNIX or passed.type != socket.SOCK_STREAM or not listens:
-        passed.detach()
+    if made.family != socket.AF_UNIX or made.type != socket.SOCK_STREAM or not listens:
+        made.detach()
         raise CannotListen(
             f"descriptor {FIRST_PASSED}, passed by systemd, is no listening UNIX stream socket: "
             "the unit needs ListenStream= with a path"
         )
-    passed.setblocking(False)
-    name = passed.getsockname()
-    return ListeningSocket(passed, name if isinstance(name, str) else "")
+    made.setblocking(False)
+    name = made.getsockname()
+    # Clients are told the path. One that is not absolute can only be meant from here.
+    path = os.path.abspath(name) if isinstance(name, str) and name else ""
+    return ListeningSocket(made, path)

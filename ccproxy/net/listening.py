@@ -132,6 +132,10 @@ class UNIXListener:
             # Else it is gone before it was accepted.
             return
         self._starved = False
+        self.serve(connection)
+
+    def serve(self, connection: socket.socket) -> None:
+        """Serve a connected socket, as if it had been accepted here."""
         try:
             self._connect(connection)
         except Exception:

@@ -168,10 +168,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cc-proxy: ignored, for it is no flag: {' '.join(rest)}", file=sys.stderr)
     joined: tuple[Any, ...] = ()
     if settings.pod and settings.join:
-        from ..net.binding import bind
+        from ..net.binding import bind, isPassed
         from .join import CannotJoin, join
 
+        listening: ListeningSocket | None = None
         try:
+            if isPassed(os.environ):
+                raise CannotJoin("the service manager has passed the socket, and keeps it")
             listening = bind(settings.socketPath, settings.socketMode, settings.socketGroup)
             join(listening)
         except CannotJoin as problem:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,10 @@ from twisted.python.failure import Failure
 
 from ..agent.service import EmbeddedAgent
 from ..errors import CCProxyError
-from ..net.client import connectUNIX
+from ..net.binding import credentials
+from ..net.client import ProxyClient
+from ..net.ordinary import attach
+from ..net.polling import Poller
 from .settings import Settings
 
 #: Seconds until the proxy has answered each command of the registration.
@@ -28,23 +32,33 @@ class EmbeddedVM(MultiService):
     """
     A VM without a hypervisor, for trying out and for tests. B{It gives no isolation.}
 
-    It plays the runtime's part too: it registers the VM through the client socket, and starts
-    the pod.
+    It plays the runtime's part too: it registers the VM as a client, and starts the pod. It does not
+    connect by a path, where another daemon may listen: whoever registers the VM may start processes
+    on this machine.
     """
 
     log = Logger()
 
     def __init__(
-        self, name: str, settings: Settings, reactor: Any, allow: Callable[[str], None]
+        self,
+        name: str,
+        settings: Settings,
+        poller: Poller,
+        serve: Callable[[socket.socket], None],
+        allow: Callable[[str], None],
     ) -> None:
         """
         @param name: the VM's containerId.
+        @param poller: what watches its connection to the daemon.
+        @param serve: called with the daemon's end of that.
         @param allow: called with the folder of its sockets, which nobody else can confine.
         """
         super().__init__()
         self._name = name
         self._settings = settings
-        self._reactor = reactor
+        self._poller = poller
+        self._reactor: Any = poller.reactor
+        self._serve = serve
         self._allow = allow
         self._directory: str | None = None
         self._registering: Deferred[None] | None = None
@@ -65,9 +79,18 @@ class EmbeddedVM(MultiService):
         if self.running:  # else it is the stop that has cancelled the registration
             self.log.failure("embedded VM {vm}", failure, vm=self._name)
 
+    def _connect(self) -> ProxyClient:
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setblocking(False)
+        client = ProxyClient(None, self._reactor)
+        attach(self._poller, ours, credentials(ours), client)
+        self._serve(theirs)
+        return client
+
     async def _register(self, control: str, io: str) -> None:
         try:
-            client = await connectUNIX(self._reactor, self._settings.url)
+            client = self._connect()
             await client.registerVM(self._name, control, io, timeout=PATIENCE)
             pod = {"hostname": self._name, "shareDir": "share"}
             await client.hyper("startpod", pod, timeout=PATIENCE)

@@ -6,6 +6,7 @@ embedded VMs, and their ordered stop.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -119,6 +120,11 @@ class ListeningService(Service):
     def listener(self) -> UNIXListener | None:
         """What accepts connections, once this has started."""
         return self._listener
+
+    def serve(self, connection: socket.socket) -> None:
+        """Serve a client that is connected otherwise than by the client socket."""
+        assert self._listener is not None
+        self._listener.serve(connection)
 
     @property
     def listening(self) -> bool:
@@ -253,7 +259,8 @@ class ProxyService(MultiService):
             from .embedded import EmbeddedVM
 
             for name in settings.embeddedVMs:
-                vm = EmbeddedVM(name, settings, self._reactor, self.registry.connector.allow)
+                registry, serve = self.registry, self.listeningService.serve
+                vm = EmbeddedVM(name, settings, registry.poller, serve, registry.connector.allow)
                 vm.setServiceParent(self.embedded)
 
     def startService(self) -> None:

@@ -301,20 +301,29 @@ class Settings:
 
     @property
     def url(self) -> str:
-        """The address of the client socket, as clients are told it."""
+        """
+        The address of the client socket that is asked for. Where the daemon listens on a socket
+        that was passed to it, its address is another one: the registry has it.
+        """
         return f"unix://{self.socketPath}"
 
     @property
     def adminPath(self) -> str | None:
+        """Where the admin socket is, if the daemon listens where it was asked to."""
+        return self.adminPathBeside(self.socketPath)
+
+    def adminPathBeside(self, path: str) -> str | None:
         """
         Where the admin socket is, or L{None} where there is none: in pod mode there is one only if
         it, or what needs it, is asked for.
+
+        @param path: where the daemon listens for clients.
         """
         if self.noAdmin:
             return None
         if self.adminSocket is not None or (self.pod and not self.pprof):
             return self.adminSocket
-        return adminPath(self.socketPath)
+        return adminPath(path)
 
     def differences(self, others: Settings | None = None) -> dict[str, str]:
         """

@@ -14,6 +14,7 @@ from twisted.internet.task import deferLater
 
 from ccproxy.agent import listening
 from ccproxy.agent.service import EmbeddedAgent
+from ccproxy.net.polling import Poller
 from ccproxy.service.embedded import EmbeddedVM
 from ccproxy.service.settings import Settings
 from ccproxy.test.agentdoubles import execcmd
@@ -118,13 +119,16 @@ class SocketTests(AgentTestCase):
     async def test_restartEmbedded(self) -> None:
         """So is an embedded VM, in a folder of its own each time."""
         folders: list[str] = []
-        settings = Settings(socketPath=self.controlPath + ".proxy")
-        service = EmbeddedVM("vm", settings, reactor, folders.append)
+        poller = Poller(reactor)
+        self.addCleanup(poller.close)
+        served: list[socket.socket] = []
+        service = EmbeddedVM("vm", Settings(), poller, served.append, folders.append)
         for nth in range(2):
             service.startService()
             self.assertEqual(sorted(os.listdir(folders[nth])), ["control", "io"])
             await service.stopService()
             self.assertFalse(os.path.exists(folders[nth]))
+            served.pop().close()
 
     def test_pathTaken(self) -> None:
         """A path that cannot be listened on is a clear error, and nothing stays."""

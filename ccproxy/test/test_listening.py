@@ -312,6 +312,11 @@ class PassedTests(PathCase):
         self.assertEqual(self.passed("listening()"), f"{self.path} False {{}}")
         self.assertTrue(os.path.exists(self.path))
 
+    def test_relative(self) -> None:
+        """Clients are told an absolute path, whatever the socket was bound to."""
+        made = "(os.chdir(os.path.dirname(path)), listening(address=os.path.basename(path)))[1]"
+        self.assertEqual(self.passed(made), f"{self.path} False {{}}")
+
     def test_notForUs(self) -> None:
         """One for another process is none of ours."""
         self.assertEqual(self.passed("listening()", "LISTEN_PID=1 LISTEN_FDS=1"), "None  {}")

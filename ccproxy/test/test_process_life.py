@@ -4,6 +4,7 @@ The daemon's end, its socket, and the socket that it may be given: P16 and P17.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import stat
 import sys
 import time
 
+from ccproxy.test.adminhttp import UNIXConnection
 from ccproxy.test.processes import DaemonTestCase, runProxy
 from ccproxy.testing.agent import ScriptedAgent
 from ccproxy.testing.client import BlockingClient, hyperPayload, success
@@ -167,7 +169,9 @@ class SocketTests(DaemonTestCase):
 class InheritedSocketTests(DaemonTestCase):
     """A socket that systemd has opened."""
 
-    def launched(self, count: int, mine: bool = True) -> tuple[Daemon, str]:
+    def launched(
+        self, count: int, mine: bool = True, daemon: Daemon | None = None
+    ) -> tuple[Daemon, str]:
         """
         Start a daemon that gets listening sockets.
 
@@ -175,7 +179,7 @@ class InheritedSocketTests(DaemonTestCase):
         @param mine: whether they are meant for it.
         @return: the daemon, and where the sockets listen.
         """
-        daemon = self.cleared(Daemon())
+        daemon = self.cleared(daemon or Daemon())
         path = os.path.join(daemon.directory, "inherited.sock")
         listener = socket.socket(socket.AF_UNIX)
         self.addCleanup(listener.close)
@@ -212,6 +216,45 @@ class InheritedSocketTests(DaemonTestCase):
         self.assertFalse(os.path.exists(daemon.path))
         self.assertEqual(daemon.stop(), 0)
         self.assertTrue(os.path.exists(path))
+
+    def test_noOtherPath(self) -> None:
+        """P17: the path that was asked for, where somebody else may listen, is used for nothing."""
+        daemon = Daemon.byTwistd("--embedded-vm=inside", "--log-level=debug")
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(daemon.path)
+            other.listen()
+            other.setblocking(False)
+            _, path = self.launched(1, daemon=daemon)
+            client = BlockingClient(path, 60)
+            self.addCleanup(client.close)
+
+            def isUsable() -> bool:
+                return not client.call(Command.ATTACH_VM, {"containerId": "inside"}).error
+
+            eventually(isUsable, "the embedded VM is registered")
+            connection = UNIXConnection(f"{path}.admin")
+            self.addCleanup(connection.close)
+            connection.request("GET", "/v1/status")
+            status = json.loads(connection.getresponse().read())
+            self.assertEqual(status["socket"], f"unix://{path}")
+            self.assertFalse(os.path.exists(f"{daemon.path}.admin"))
+            self.assertEqual(daemon.stop(), 0, daemon.log())
+            self.assertRaises(BlockingIOError, other.accept)
+        self.assertIn(f"listening on unix://{path}", daemon.log())
+
+    def test_join(self) -> None:
+        """A pod that joins has no use for a socket that is the manager's: it is served alone."""
+        daemon = Daemon(
+            command=[*script("cc-proxy"), "-log", "info", "-uri", "{socket}"],
+            extra={"CC_PROXY_JOIN": "1"},
+        )
+        _, path = self.launched(1, daemon=daemon)
+        client = BlockingClient(path, 60)
+        self.addCleanup(client.close)
+        client.probe()
+        self.assertFalse(os.path.exists(daemon.path))
+        self.assertIn("the service manager has passed the socket", daemon.log())
+        self.assertEqual(daemon.stop(), 0)
 
     def test_anothers(self) -> None:
         """LISTEN_PID of another process: it is not for us."""

@@ -85,9 +85,11 @@ class AdminService(Service):
             daemon goes on.
         """
         settings = self._settings
-        if settings.adminPath is not None:
+        client = self._registry.url.removeprefix("unix://") or settings.socketPath
+        path = settings.adminPathBeside(client)
+        if path is not None:
             try:
-                self._listen(settings.adminPath)
+                self._listen(path)
             except CannotListen as problem:
                 if settings.adminSocket is not None:
                     raise
