@@ -32,9 +32,9 @@ class EmbeddedVM(MultiService):
     """
     A VM without a hypervisor, for trying out and for tests. B{It gives no isolation.}
 
-    It plays the runtime's part too: it registers the VM as a client, and starts the pod. It does not
-    connect by a path, where another daemon may listen: whoever registers the VM may start processes
-    on this machine.
+    It plays the runtime's part too: it registers the VM as a client, and starts the pod. It does
+    not connect by a path, where another daemon may listen: whoever registers the VM may start
+    processes on this machine.
     """
 
     log = Logger()

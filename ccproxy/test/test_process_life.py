@@ -170,17 +170,22 @@ class InheritedSocketTests(DaemonTestCase):
     """A socket that systemd has opened."""
 
     def launched(
-        self, count: int, mine: bool = True, daemon: Daemon | None = None
+        self,
+        count: int,
+        mine: bool = True,
+        daemon: Daemon | None = None,
+        name: str = "inherited.sock",
     ) -> tuple[Daemon, str]:
         """
         Start a daemon that gets listening sockets.
 
         @param count: how many it gets.
         @param mine: whether they are meant for it.
+        @param name: the name of the file where they listen.
         @return: the daemon, and where the sockets listen.
         """
         daemon = self.cleared(daemon or Daemon())
-        path = os.path.join(daemon.directory, "inherited.sock")
+        path = os.path.join(daemon.directory, name)
         listener = socket.socket(socket.AF_UNIX)
         self.addCleanup(listener.close)
         listener.bind(path)
@@ -241,6 +246,14 @@ class InheritedSocketTests(DaemonTestCase):
             self.assertEqual(daemon.stop(), 0, daemon.log())
             self.assertRaises(BlockingIOError, other.accept)
         self.assertIn(f"listening on unix://{path}", daemon.log())
+
+    def test_noAdminBeside(self) -> None:
+        """Where no admin socket can stand beside the passed one, the usual one serves."""
+        daemon = Daemon()
+        name = "x" * (105 - len(daemon.directory))
+        self.launched(1, daemon=daemon, name=name)
+        eventually(lambda: os.path.exists(f"{daemon.path}.admin"), "the usual admin socket")
+        self.assertEqual(daemon.stop(), 0)
 
     def test_join(self) -> None:
         """A pod that joins has no use for a socket that is the manager's: it is served alone."""

@@ -86,10 +86,13 @@ class AdminService(Service):
         """
         settings = self._settings
         client = self._registry.url.removeprefix("unix://") or settings.socketPath
-        path = settings.adminPathBeside(client)
-        if path is not None:
+        # Where the daemon may make none beside a socket that was passed, the usual one serves.
+        for path in dict.fromkeys([settings.adminPathBeside(client), settings.adminPath]):
+            if path is None:
+                break
             try:
                 self._listen(path)
+                break
             except CannotListen as problem:
                 if settings.adminSocket is not None:
                     raise
