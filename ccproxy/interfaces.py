@@ -104,8 +104,8 @@ class IStreamSink(Interface):
 
     def peerGone() -> None:
         """
-        The peer has closed both directions while reading is paused. What it sent can still be
-        read.
+        The peer has closed both directions, while reading is paused or after the end of the
+        stream. Bytes that it sent can still be read if reading is resumed.
         """
 
 

@@ -381,7 +381,7 @@ class Client:
 
     @turn
     def peerGone(self) -> None:
-        if self.session is not None:
+        if self.session is not None or self.state is ClientState.FINISHING:
             self.close()
         else:
             self._abandonRegistration()

@@ -18,7 +18,7 @@ from ..wire.decoder import Buffer
 from .buffered import IBufferedProtocol
 from .transport import StreamTransport, hungUp
 
-#: Seconds between two looks whether the peer of a connection that is not read has hung up.
+#: Seconds between two checks whether the peer of a connection that is not read has hung up.
 HANGUP_INTERVAL = 1.0
 
 
@@ -90,14 +90,19 @@ class SinkProtocol(Protocol):
 
     def _inputEnded(self, closed: bool) -> None:
         connection = self.connection
+        if self._ended and closed and not connection.disconnecting:
+            self.sink.peerGone()
         if not (isinstance(connection, TwistedConnection) and connection.holdEnd(closed)):
             self.tellEnd()
 
     def tellEnd(self) -> None:
         """Tell the sink of the end, unless it knows it or has closed the connection."""
-        if not (self._ended or self.connection.disconnecting):
+        connection = self.connection
+        if not (self._ended or connection.disconnecting):
             self._ended = True
             self.sink.ended()
+            if isinstance(connection, TwistedConnection):
+                connection.lookForHangup()
 
 
 @implementer(IConnection, IPushProducer)
@@ -160,6 +165,12 @@ class TwistedConnection:
         if not self._paused:
             self._paused = True
             self._transport.pauseProducing()
+            self.lookForHangup()
+
+    def lookForHangup(self) -> None:
+        """Tell the sink if the peer hangs up while nothing is read."""
+        cancel(self._look)
+        if not (self._closed or self.disconnecting):
             self._look = self._clock.callLater(HANGUP_INTERVAL, self._lookForHangup)
 
     def _lookForHangup(self) -> None:

@@ -38,7 +38,7 @@ class IBufferedProtocol(Interface):
         """The peer has read all: the answer to C{notifyDrained}."""
 
     def peerGone() -> None:
-        """The peer has hung up while reading is paused."""
+        """The peer has hung up, while reading is paused or after the end of its input."""
 
     def readConnectionLost() -> None:
         """Nothing more will come. The protocol closes the connection when it wants."""

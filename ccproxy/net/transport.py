@@ -10,7 +10,7 @@ What it does otherwise than Twisted's own transport:
    Only of a unit that is longer than the buffer, or whose end stays away, the beginning is taken
    and kept here; the protocol bounds that rest: it closes when a unit announces too great a
    length. All transports of a poller read into one buffer.
- - A hang-up is noticed while reading is paused.
+ - A hang-up is noticed while reading is paused, and after the end of the input.
 
 Protocols that use it provide L{IBufferedProtocol}. For all others there is
 L{ccproxy.net.ordinary.OrdinaryTransport}.
@@ -165,13 +165,19 @@ class StreamTransport(SocketWriter):
         """
         if events & EPOLLOUT and self._watchingRoom:
             self._roomOrDrained(events)
-        if events != EPOLLOUT and self._life is _OPEN:
+        if events == EPOLLOUT:
+            return
+        gone = events & HANGUP not in (0, EPOLLRDHUP)
+        if self._life is _OPEN:
             self._readable = True
             if events & HANGUP:
                 self._hungUp = True
-                self._gone = events & HANGUP != EPOLLRDHUP
+                self._gone = gone
             if not self.queued:
                 self._readOn()
+        elif gone and self._life is _ENDED and not self._goneTold:
+            self._goneTold = True
+            self.protocol.peerGone()
 
     def proceed(self) -> None:
         """Do what has been put off."""

@@ -109,10 +109,10 @@ class MemoryConnection:
 
     def end(self, gone: bool = True) -> None:
         """The peer ends its sending, or closes altogether."""
-        self._ended = True
+        ended, self._ended = self._ended, True
         self.gone = self.gone or gone
         self.pump()
-        if self.paused and gone and not self.closed:
+        if (self.paused or ended) and gone and not self.closed:
             self.sink.peerGone()
             self.pump()
 

@@ -19,6 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyClass, verifyObject
 
 from ..interfaces import IConnection
+from ..net import adapter
 from ..net.adapter import HANGUP_INTERVAL, SinkProtocol, TwistedConnection
 from ..net.buffered import IBufferedProtocol
 from .sockets import RecordingProtocol, RecordingSink
@@ -117,11 +118,28 @@ class AdapterTests(SynchronousTestCase):
         self.assertEqual(self.connection.send([b"x"]), 1)
         self.connection.notifyDrained()
         self.lose()
-        self.assertEqual(self.sink.calls, ["ended"])
+        self.assertEqual(self.sink.calls, ["ended", "peerGone"])
         self.assertEqual(self.connection.send([b"x"]), 0)
         self.assertTrue(self.connection.hungUp())
         self.clock.advance(0)
+        self.assertEqual(self.sink.calls, ["ended", "peerGone"])
+
+    def test_hangsUpAfterEnd(self) -> None:
+        """A hang-up after the end of the input is noticed within a second."""
+        gone: list[int] = []
+        self.patch(adapter, "hungUp", gone.count)
+        self.transport.fileno = lambda: 7  # type: ignore[attr-defined]
+        self.connection.pauseReading()
+        self.protocol.readConnectionLost()
+        self.connection.resumeReading()
+        self.clock.advance(0)
+        self.clock.advance(HANGUP_INTERVAL)
         self.assertEqual(self.sink.calls, ["ended"])
+        gone.append(7)
+        self.clock.advance(HANGUP_INTERVAL)
+        self.assertEqual(self.sink.calls, ["ended", "peerGone"])
+        self.connection.close()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_endWhilePaused(self) -> None:
         """A sink that has paused learns of a hang-up, and of the end after its rest."""

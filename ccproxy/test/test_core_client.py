@@ -298,6 +298,19 @@ class LeavingTests(SynchronousTestCase):
         self.assertTrue(client.connection.closed)
         self.assertEqual(len(self.agent.commands()), 2)
 
+    def test_halfClosedAndGone(self) -> None:
+        """One that then closes altogether is closed at once; its commands go on."""
+        client = self.attached()
+        client.hyper("ping")
+        client.hyper("version")
+        client.connection.end(gone=False)
+        self.assertFalse(client.connection.closed)
+        client.connection.end()
+        self.assertTrue(client.connection.closed)
+        self.agent.ack(b"1")
+        self.agent.ack(b"2")
+        self.assertEqual(len(self.agent.commands()), 2)
+
     def test_halfClosedAndSlow(self) -> None:
         """It is closed when it has read all, or after a while."""
         for reads in (True, False):

@@ -22,6 +22,7 @@ from .memory import (
     MemoryClient,
     MemoryVM,
     World,
+    command,
     errorText,
     registration,
     startData,
@@ -133,6 +134,20 @@ class RegistrationTests(SynchronousTestCase):
         self.assertIs(agent.vm.state, VMState.REGISTERED)
         other = world.client()
         other.call(Command.ATTACH_VM, {"containerId": "vm"})
+
+    def test_halfClosedAndGone(self) -> None:
+        """One that then closes altogether is noticed at once, whatever stands behind RegisterVM."""
+        for behind in (b"", command(Command.UNREGISTER_VM, {"containerId": "vm"})):
+            world = World()
+            client = world.client()
+            client.connection.feed(command(Command.REGISTER_VM, registration()) + behind)
+            agent = MemoryVM(world.connector.wanted.pop())
+            client.connection.end(gone=False)
+            self.assertFalse(client.connection.closed or agent.control.closed)
+            client.connection.end()
+            self.assertTrue(client.connection.closed)
+            self.assertTrue(agent.control.closed and agent.io.closed)
+            self.assertNothingLeft(world)
 
     def test_holdsBack(self) -> None:
         """RegisterVM holds back what follows it, and nothing of anybody else's."""

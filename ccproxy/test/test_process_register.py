@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from base64 import b64decode
 
@@ -145,6 +146,18 @@ class ReadyTests(ProcessTestCase):
         agent, client, name = self.agent(ready=()), self.client(), self.unique()
         client.command(Command.REGISTER_VM, registration(name, agent))
         agent.waitConnected()
+        client.close()
+        agent.waitDisconnected(agent.control)
+        agent.waitDisconnected(agent.io)
+        self.client().registerVM(name, self.agent())
+
+    def test_halfClosedAndGone(self) -> None:
+        """P11, P13: so does one that half-closes first, long before READY's deadline."""
+        agent, client, name = self.agent(ready=()), self.client(), self.unique()
+        client.command(Command.REGISTER_VM, registration(name, agent))
+        agent.waitConnected()
+        client.socket.shutdown(socket.SHUT_WR)
+        self.client().refused(Command.ATTACH_VM, {"containerId": name})  # the end is read by now
         client.close()
         agent.waitDisconnected(agent.control)
         agent.waitDisconnected(agent.io)

@@ -329,7 +329,8 @@ class ReadingTests(SocketCase):
         self.assertFalse(connection.hungUp())
         peer.close()
         self.assertTrue(connection.hungUp())
-        self.turn()
+        self.turn(2)
+        self.assertEqual(sink.calls[-2:], ["ended", "peerGone"])
         self.assertEqual(connection.send([b"more"]), 0)
         self.assertEqual(sink.calls.count("ended"), 1)
 
