@@ -20,7 +20,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ..core.clock import cancel
 from ..net.address import MAX_PATH
+from ..net.deadlines import Deadlines
 from .protocols import ChannelProtocol
 
 #: How many clients can wait for their turn.
@@ -141,9 +143,9 @@ class SerialPort(Factory):
             return succeed(None)
         self._client.hangUp()
         transport: Any = self._client.transport
-        deadline = self.reactor.callLater(LINGER, transport.abortConnection)
+        deadline = Deadlines(self.reactor).callLater(LINGER, transport.abortConnection)
         closed: Deferred[None] = Deferred()
-        closed.addCallback(lambda _: deadline.active() and deadline.cancel())
+        closed.addCallback(lambda _: cancel(deadline))
         self._closed.append(closed)
         return closed
 

@@ -19,6 +19,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from ..net.deadlines import Deadlines
 from .interfaces import IMachine, IRunningSink, Program, StartError
 from .programs import NOT_STARTED, Place, RunningProgram
 
@@ -150,19 +151,21 @@ class Machine:
         It returns when all have been reaped and none of their children is left.
         """
         self._stopping = True
-        begun = self.reactor.seconds()
+        deadlines = Deadlines(self.reactor)
+        now = begun = deadlines.seconds()
         for running in list(self._programs):
             running.discard()
         self.signal(None, signal.SIGTERM)
         while self._programs or self.members(None):
-            passed = self.reactor.seconds() - begun
-            if passed > STOP_TIMEOUT:
+            # As of the time before the last wait: what had ended by then has been noticed.
+            if now - begun > STOP_TIMEOUT:
                 left = self.members(None)
                 self.log.error("processes that could not be killed: {pids}", pids=left)
                 return
-            if passed > GRACE:
+            if now - begun > GRACE:
                 self.signal(None, signal.SIGKILL)
-            await deferLater(self.reactor, STOP_INTERVAL)
+            now = deadlines.seconds()
+            await deferLater(deadlines, STOP_INTERVAL)
 
 
 def _isIn(pid: int, sessions: set[int], mark: bytes) -> bool:
@@ -192,7 +195,7 @@ class _PsOutput:
         self._done = done
         self._pieces: list[bytes] = []
         self._size = 0
-        self._deadline = reactor.callLater(PS_TIMEOUT, self._kill)
+        self._deadline = Deadlines(reactor).callLater(PS_TIMEOUT, self._kill)
 
     def output(self, stream: int, data: bytes) -> None:
         if stream == 1:

@@ -251,7 +251,8 @@ class ControlQueue:
         """A deadline may have passed."""
         self._wait = None
         self._vm.registry.changed(self._vm)
-        vm, now = self._vm, self._vm.registry.clock.seconds()
+        # The time for which all input has been read: what became due since has its own turn.
+        vm, now = self._vm, self._waitUntil
         limits, stuck = vm.registry.limits, self.inFlight
         slow = stuck is not None and now >= stuck.sent + limits.commandWarning
         if stuck is not None and slow and stuck is not self._reported:

@@ -330,11 +330,7 @@ class Session:
 
     def _outputOverdue(self) -> None:
         """The end of the output has not come, though there was time for it if it could be read."""
-        registry, io = self.vm.registry, self.vm.io
-        if io is not None:
-            io.readNow()  # what came in time may not have been read in time
-        if self.state in (SessionState.EXITED, SessionState.ENDED):
-            return
+        registry = self.vm.registry
         missing = registry.limits.exitTimeout - self.vm.flow.readFor
         if missing > 0:
             self._exitWait = registry.later(missing, self._outputOverdue)

@@ -46,6 +46,7 @@ from ..wire.codes import Command, FrameType, Stream
 from ..wire.frames import Frame, FrameDecoder, encodeFrame, encodeStream
 from ..wire.messages import LOST_STATUS
 from .address import DEFAULT_SOCKET, socketPath
+from .deadlines import Deadlines
 from .monotonic import useMonotonicTime
 
 #: The longest payload of a stdin frame that we send, in bytes; the agents' own pace is slower.
@@ -115,7 +116,7 @@ class ProxyClient(Protocol):
         @param clock: measures timeouts; without one no command can have a C{timeout}.
         """
         self.output = None if output is None else IProcessOutput(output)
-        self._clock = clock
+        self._deadlines = None if clock is None else Deadlines(clock)
         self._decoder = FrameDecoder()
         self._pending: deque[_Pending] = deque()
         self._waiters: list[Deferred[None]] = []
@@ -220,18 +221,18 @@ class ProxyClient(Protocol):
     ) -> Deferred[bytes]:
         if self._ended or self.transport is None:
             return fail(ConnectionClosed(f"{command.title} was not sent: there is no connection"))
-        if timeout is not None and self._clock is None:
+        if timeout is not None and self._deadlines is None:
             raise LocalProtocolError("a timeout needs a clock")
         answer: Deferred[bytes] = Deferred()
         self._pending.append(_Pending(command, answer))
         body = b"" if payload is None else payloads.encode(payload)
         self._transport.write(encodeFrame(FrameType.COMMAND, command, body))
-        if timeout is not None and self._clock is not None:
+        if timeout is not None and self._deadlines is not None:
 
             def late(result: object, seconds: float) -> None:
                 raise DeadlineExceeded(f"no answer to {command.title} within {seconds:g} s")
 
-            answer.addTimeout(timeout, self._clock, late)
+            answer.addTimeout(timeout, self._deadlines, late)
         return answer
 
     def registerVM(

@@ -24,6 +24,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 
+from .deadlines import Deadlines
 from .monotonic import useMonotonicTime
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ REST_TIMEOUT = 0.02
 MOST_EVENTS = 32
 #: Steps of the queue in one turn of the reactor.
 STEPS = 16
+#: The connections that can wait to be accepted, by Linux's default for somaxconn.
+MAX_BACKLOG = 4096
 
 _READING = EPOLLIN | EPOLLRDHUP | EPOLLET
 
@@ -78,6 +81,7 @@ class Poller:
     Tells transports when there is something to do for their sockets.
 
     @ivar reactor: the reactor that watches the epoll.
+    @ivar deadlines: calls at deadlines, after all input that came before them has been read.
     @ivar scratch: the buffer that all transports read into, or L{None} while one is using it.
     @ivar whenRest: called when a transport whose socket is kept is about to take so many bytes of
         input, and keeps the beginning of a unit itself, or no longer.
@@ -88,6 +92,7 @@ class Poller:
     def __init__(self, reactor: Reactor) -> None:
         useMonotonicTime(reactor)
         self.reactor = reactor
+        self.deadlines = Deadlines(reactor, self)
         self.scratch: memoryview | None = memoryview(bytearray(READ_SIZE))
         self._epoll = epoll()
         self._transports: dict[int, StreamTransport] = {}
@@ -99,6 +104,7 @@ class Poller:
         self._cut: set[StreamTransport] = set()
         self._readable: dict[int, Callable[[], None]] = {}
         self._followerReady = False
+        self._quiet = True
         self._leads = ILedReactor.providedBy(reactor)
         if ILedReactor.providedBy(reactor):
             self.watch(reactor.follow(self), self._callFollower)
@@ -194,11 +200,21 @@ class Poller:
         self._working = False
         return self._followerReady
 
+    def quiet(self) -> bool:
+        """Return whether there was nothing to do since the last call."""
+        quiet, self._quiet = self._quiet and not self._queue, True
+        return quiet
+
+    def maxRounds(self) -> int:
+        """Return after how many turns all sockets and waiting connections have had one step."""
+        return (len(self._transports) + MAX_BACKLOG) // STEPS
+
     def _takeEvents(self, timeout: float | None) -> None:
         if self._epoll.closed:
             return
         self._removed.clear()
         for fd, events in self._epoll.poll(timeout, MOST_EVENTS):
+            self._quiet = False
             if fd in self._removed:
                 continue
             transport = self._transports.get(fd)

@@ -13,6 +13,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger, LogLevel
 
 from ..core.registry import Registry
+from ..net.deadlines import Deadlines
 
 #: Entries that are written at once, and the seconds until the next ones: the loop goes on
 #: meanwhile, and a reader of the log keeps up.
@@ -29,12 +30,14 @@ class StateDump:
 
     _log = Logger()
 
-    def __init__(self, registry: Registry, reactor: Any) -> None:
+    def __init__(self, registry: Registry, reactor: Any, deadlines: Deadlines) -> None:
         """
         @param reactor: whose pending calls are logged too.
+        @param deadlines: the same.
         """
         self._registry = registry
         self._reactor = reactor
+        self._deadlines = deadlines
         self._dumping: Deferred[None] | None = None
 
     def __call__(self) -> None:
@@ -53,7 +56,7 @@ class StateDump:
 
     async def _dump(self) -> None:
         count = 0
-        for what, fields in _state(self._registry, self._reactor):
+        for what, fields in _state(self._registry, self._reactor, self._deadlines):
             self._emit(what, fields)
             count += 1
             if count % BATCH == 0:
@@ -66,14 +69,17 @@ class StateDump:
         )
 
 
-def _state(registry: Registry, reactor: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def _state(
+    registry: Registry, reactor: Any, deadlines: Deadlines
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """What there is: what it is, and its fields."""
     from .admin import looking
 
     yield "counts", _fields(looking.counts(registry))
     yield "limits", _fields(registry.limits)
     # All at once: of a wait that is over nothing can be told.
-    waits = sorted(reactor.getDelayedCalls(), key=lambda wait: wait.getTime())
+    waits = [wait for wait in reactor.getDelayedCalls() if not deadlines.isTimer(wait)]
+    waits = sorted([*waits, *deadlines.getDelayedCalls()], key=lambda wait: wait.getTime())
     for fields in [_waitFields(wait, reactor.seconds()) for wait in waits]:
         yield "wait", fields
     for command in looking.commands(registry):

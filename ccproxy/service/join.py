@@ -21,6 +21,8 @@ ADMIN_VARIABLE = "CCPROXY_ADMIN_SOCKET"
 TIMEOUT = 3.0
 #: Seconds before that after which it must not take the socket any more: its answer comes in time.
 MARGIN = 0.5
+#: Seconds in which a socket gives what has come already.
+_AT_ONCE = 0.001
 #: The most bytes that it may answer.
 _LONGEST = 1 << 16
 
@@ -52,8 +54,9 @@ def join(listening: ListeningSocket, admin: str | None = None) -> None:
             connection.connect(admin)
             connection.sendmsg([head.encode() + body], [rights])
             answer = b""
-            while (left := deadline - time.monotonic()) > 0 and len(answer) < _LONGEST:
-                connection.settimeout(left)
+            while len(answer) < _LONGEST:
+                # Even if it is late by now: take what has come in time.
+                connection.settimeout(max(_AT_ONCE, deadline - time.monotonic()))
                 data = connection.recv(_LONGEST)
                 if not data:
                     break

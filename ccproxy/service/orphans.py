@@ -4,8 +4,6 @@ Orphans: VMs that nobody looks after any more.
 
 from __future__ import annotations
 
-from typing import Any
-
 from twisted.application.service import Service
 from twisted.logger import Logger
 
@@ -28,13 +26,12 @@ class OrphanService(Service):
 
     log = Logger()
 
-    def __init__(self, registry: Registry, after: float, reactor: Any) -> None:
+    def __init__(self, registry: Registry, after: float) -> None:
         """
         @param after: seconds.
         """
         self._registry = registry
         self._after = after
-        self._reactor = reactor
         self._wait: Wait | None = None
         # The numbers of VMs that nobody looks after, and since when: seconds of the clock.
         self._alone: dict[int, float] = {}
@@ -51,8 +48,8 @@ class OrphanService(Service):
         cancel(self._wait)
 
     def _look(self) -> None:
-        self._wait = self._reactor.callLater(self._after / LOOKS, self._look)
-        now = self._reactor.seconds()
+        self._wait = self._registry.clock.callLater(self._after / LOOKS, self._look)
+        now = self._registry.clock.seconds()
         alone = {vm.serial: vm for vm in self._registry.vms.values() if isAlone(vm)}
         self._alone = {serial: self._alone.get(serial, now) for serial in alone}
         self.orphans &= alone.keys()

@@ -10,7 +10,7 @@ from twisted.application.service import Service
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 
-from ..core.clock import cancel
+from ..core.clock import Wait, cancel
 from ..core.registry import Registry
 from ..core.states import VMState
 
@@ -35,7 +35,9 @@ class PodService(Service):
     def __init__(self, registry: Registry, reactor: Any) -> None:
         self._registry = registry
         self._reactor = reactor
-        self._look = self._end = self._idleLook = None
+        self._look: Wait | None = None
+        self._end: Wait | None = None
+        self._idleLook: Wait | None = None
 
     def startService(self) -> None:
         """Watch for UnregisterVM, and for nothing going on."""
@@ -55,7 +57,7 @@ class PodService(Service):
         if self._end is None and self.running:
             cancel(self._idleLook)
             timeout = self._registry.limits.podTimeout
-            self._end = self._reactor.callLater(timeout, self._overdue)
+            self._end = self._registry.clock.callLater(timeout, self._overdue)
             self._look = self._reactor.callLater(LOOK, self._check)
 
     def _check(self) -> None:
@@ -84,7 +86,7 @@ class PodService(Service):
             self._stop("the pod has no VM that lives, and no client came")
             return
         timeout = registry.limits.podIdleTimeout
-        self._idleLook = self._reactor.callLater(
+        self._idleLook = registry.clock.callLater(
             timeout / IDLE_LOOKS, self._lookIdle, registry.clientCount, looks + 1
         )
 

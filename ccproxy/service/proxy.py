@@ -52,12 +52,11 @@ class RegistryService(Service):
     log = Logger()
 
     def __init__(self, settings: Settings, reactor: Any) -> None:
-        self._reactor = reactor
         self.poller = Poller(reactor)
         self.connector = Connector(self.poller, settings.vmSocketDirs)
         self.registry = self.connector.registry = Registry(
             connector=self.connector,
-            clock=reactor,
+            clock=self.poller.deadlines,
             wallClock=time.time,
             limits=settings.limits,
             url=settings.url,
@@ -68,12 +67,14 @@ class RegistryService(Service):
 
     async def drain(self) -> None:
         """Wait until nothing is under way, for so long as the limits say."""
-        deadline = self._reactor.seconds() + self.registry.limits.stopTimeout
+        deadlines, overdue = self.poller.deadlines, False
+        deadline = deadlines.seconds() + self.registry.limits.stopTimeout
         while not self.registry.quiet:
-            if self._reactor.seconds() >= deadline:
+            if overdue:
                 self.log.warn("stopping with something under way", event="stop-overdue")
                 return
-            await deferLater(self._reactor, LOOK)
+            overdue = deadlines.seconds() >= deadline  # give up after one more look
+            await deferLater(deadlines, LOOK)
 
     def stopService(self) -> None:
         """Close all connections."""
@@ -167,7 +168,7 @@ class ProxyService(MultiService):
         self._settings = settings
         self._reactor = reactor
         self.registry = RegistryService(settings, reactor)
-        self.dump = StateDump(self.registry.registry, reactor)
+        self.dump = StateDump(self.registry.registry, reactor, self.registry.poller.deadlines)
         self.listeningService = ListeningService(settings, self.registry)
         self.embedded = MultiService()
         services: list[IService] = [self.registry, self.listeningService, self.embedded]
@@ -197,7 +198,7 @@ class ProxyService(MultiService):
         if settings.orphan == "report":
             from .orphans import OrphanService
 
-            orphans = OrphanService(registry.registry, settings.orphanAfter, self._reactor)
+            orphans = OrphanService(registry.registry, settings.orphanAfter)
             services.append(orphans)
         if settings.adminPath is not None or settings.metricsAddress is not None:
             from .admin.service import AdminService
@@ -286,13 +287,14 @@ class ProxyService(MultiService):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
+        deadlines = self.registry.poller.deadlines
         self.systemd.stopping()
-        await stopInTime(self.listeningService, "client socket", self._reactor)
+        await stopInTime(self.listeningService, "client socket", deadlines)
         await self.registry.drain()
-        await stopInTime(self.embedded, "embedded VMs", self._reactor)
+        await stopInTime(self.embedded, "embedded VMs", deadlines)
         Service.stopService(self)
         # The connections end last, so that the others can still say what there is to say.
         for service in reversed(list(self)):
             if service not in (self.listeningService, self.embedded):
-                await stopInTime(service, type(service).__name__, self._reactor)
+                await stopInTime(service, type(service).__name__, deadlines)
         self.log.info("stopped", event="stopped")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from ..errors import CCProxyError
@@ -35,29 +36,32 @@ STOP_TIMEOUT = 15.0
 RESERVE = WORKING_DESCRIPTORS - 8
 
 
-async def stopInTime(service: Any, name: str, reactor: Any) -> None:
+async def stopInTime(service: Any, name: str, deadlines: IReactorTime) -> None:
     """
     Stop a service. If that fails or takes more than L{STOP_TIMEOUT}, log it and go on.
 
     @param name: what the log calls the service.
-    @param reactor: measures the time.
+    @param deadlines: measures the time.
     """
-    began = reactor.seconds()
+    overdue = False
+
+    def late(result: object, timeout: float) -> None:
+        nonlocal overdue
+        overdue = True
+
     try:
         stopping = service.stopService()
         if isinstance(stopping, Deferred):
-            await stopping.addTimeout(STOP_TIMEOUT, reactor)
+            await stopping.addTimeout(STOP_TIMEOUT, deadlines, late)
     except Exception:
         Restart.log.failure("{service}: the stop has failed", event="stop-failed", service=name)
-    else:
-        # A list of Deferreds that is cancelled does not fail.
-        if reactor.seconds() - began >= STOP_TIMEOUT:
-            Restart.log.error(
-                "{service}: not stopped within {seconds:g} s; going on without waiting",
-                event="stop-failed",
-                service=name,
-                seconds=STOP_TIMEOUT,
-            )
+    if overdue:
+        Restart.log.error(
+            "{service}: not stopped within {seconds:g} s; going on without waiting",
+            event="stop-failed",
+            service=name,
+            seconds=STOP_TIMEOUT,
+        )
 
 
 class Restart:
@@ -186,7 +190,8 @@ class Restart:
         return self.keeps
 
     async def _handOver(self) -> None:
-        await stopInTime(self._proxy.embedded, "embedded VMs", self._reactor)
+        deadlines = self._proxy.registry.poller.deadlines
+        await stopInTime(self._proxy.embedded, "embedded VMs", deadlines)
         listener, handover = self._proxy.listeningService.listener, self._handover
         done = False
         try:

@@ -66,7 +66,7 @@ class OrphanTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.world = World()
-        self.service = OrphanService(self.world.registry, 100, self.world.clock)
+        self.service = OrphanService(self.world.registry, 100)
         self.logged: list[object] = []
         self.service.log = Logger(observer=self.logged.append)  # type: ignore[arg-type]
         self.service.startService()

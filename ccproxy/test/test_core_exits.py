@@ -197,17 +197,6 @@ class EventTests(SynchronousTestCase):
         self.world.clock.advance(0.2)
         self.assertEqual(payloads(self.shim), [b"\x06"])
 
-    def test_arrivedUnread(self) -> None:
-        """What has come by the end of that time is read first, however late we are."""
-        for end in (b"", encodeIO(3)):
-            self.setUp()
-            self.event("3", 6)
-            self.agent.io.arrive(encodeIO(3, b"last words") + end)
-            self.world.clock.advance(60)
-            self.assertEqual(payloads(self.shim), [b"last words", b"\x06"])
-            self.world.clock.advance(60)
-            self.assertEqual(self.shim.frames(), [])
-
     def test_countedWhileRead(self) -> None:
         """The time counts only while the I/O channel is read."""
         world = World(Dialect.HYPERSTART1, sessionBuffer=4096, absentTimeout=1000.0)

@@ -9,6 +9,7 @@ from typing import Any
 from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
+from ..net.deadlines import Deadlines
 from ..service import dumping
 from ..service.dumping import BATCH, PAUSE, StateDump
 from ..service.logformats import asLine, formatLogfmt
@@ -30,7 +31,8 @@ class DumpTests(SynchronousTestCase):
         settings = Settings(logLevel="error", logRate=1)
         self.log = DaemonLog(settings, [Sink(asLine(formatLogfmt), self.lines.append)])
         self.patch(StateDump, "_log", Logger("ccproxy.service.dumping", observer=self.log))
-        self.dump = StateDump(self.world.registry, self.world.clock)
+        clock = self.world.clock
+        self.dump = StateDump(self.world.registry, clock, Deadlines(clock))
 
     def entries(self) -> list[dict[str, Any]]:
         """What was logged since the last call, as parsers read it."""

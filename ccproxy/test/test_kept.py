@@ -434,7 +434,9 @@ class RestartTests(SynchronousTestCase):
         @param stopEmbedded: stops the embedded VMs.
         """
         happened: list[str] = []
+        reactor: Any = Clock()
         proxy: Any = SimpleNamespace(
+            registry=SimpleNamespace(poller=SimpleNamespace(deadlines=reactor)),
             systemd=SimpleNamespace(notifier=SimpleNamespace(present=True)),
             listeningService=SimpleNamespace(listener=None),
             embedded=SimpleNamespace(
@@ -442,7 +444,6 @@ class RestartTests(SynchronousTestCase):
             ),
         )
         settings: Any = SimpleNamespace(keepDescriptors=True)
-        reactor: Any = Clock()
         reactor.stop = lambda: happened.append("stopped")
         restart = Restart(proxy, settings, reactor, {}, lambda: settings)
 

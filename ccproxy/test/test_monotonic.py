@@ -32,7 +32,6 @@ WALL_CLOCK = {
 #: Uses of it: log lines, timestamps of the API, and the texts of errors.
 ALLOWED = {
     ("core/control.py", "pump", "registry.wallClock"),
-    ("core/processes.py", "beginLate", "registry.wallClock"),
     ("service/admin/service.py", "startService", "registry.wallClock"),
     ("service/handover.py", "_read", "registry.wallClock"),
     ("service/logformats.py", "render", "time.localtime"),

@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..errors import CCProxyError
+from ..net.deadlines import Deadlines
 from .printable import printable
 
 #: How long to wait for an answer that is no stream, in seconds.
@@ -81,6 +82,7 @@ class AdminClient:
 
         self.path = path
         self.reactor = reactor
+        self._deadlines = Deadlines(reactor)
         self._agent = Agent.usingEndpointFactory(reactor, Socket())
 
     async def get(self, path: str, **query: object) -> Any:
@@ -135,7 +137,7 @@ class AdminClient:
                 )
             )
 
-        return Deferred.fromCoroutine(work).addTimeout(ANSWER_TIMEOUT, self.reactor, late)
+        return Deferred.fromCoroutine(work).addTimeout(ANSWER_TIMEOUT, self._deadlines, late)
 
     async def _request(self, method: str, path: str, body: object = None) -> Any:
         """

@@ -22,6 +22,10 @@ from .terminal import Terminal
 
 #: How long to wait for the killed process to end, in seconds.
 KILL_TIMEOUT = 10.0
+#: Bytes to look at that may have come in time: more than a socket holds.
+MAX_LATE = 1 << 20
+#: Seconds in which a socket gives what has come already.
+_AT_ONCE = 0.001
 _DISMISSED = b"\n"
 
 
@@ -101,7 +105,15 @@ def _kill(path: str, token: str) -> None:
             (Command.SIGNAL, payloads.Signal(signal.SIGKILL)),
         ):
             connection.sendall(encodeFrame(FrameType.COMMAND, command, payloads.encode(payload)))
-        while time.monotonic() < deadline and (data := connection.recv(65536)):
+        late = 0
+        while late < MAX_LATE:
+            left = deadline - time.monotonic()
+            connection.settimeout(max(_AT_ONCE, left))
+            data = connection.recv(65536)
+            if not data:
+                return
+            if left <= 0:
+                late += len(data)
             decoder.feed(data)
             while (frame := decoder.next()) is not None:
                 if frame.type is FrameType.NOTIFICATION:

@@ -169,10 +169,7 @@ class Supervisor:
                 if self._ending:
                     return 0
                 continue
-            if self._killAt is not None and time.monotonic() >= self._killAt:
-                _say(f"the daemon has not ended in {STOP_TIMEOUT:g} s: killing it")
-                self._killAt = None
-                self._kill(signal.SIGKILL)
+            overdue = self._killAt is not None and time.monotonic() >= self._killAt
             pid, result = os.waitpid(self._pid, os.WNOHANG)
             if pid:
                 self._listen()  # what it has said last
@@ -181,6 +178,10 @@ class Supervisor:
                 if self._isEnd(status):
                     return status if status >= 0 else 128 - status
                 startAt = time.monotonic() + self._delay(status)
+            elif overdue:
+                _say(f"the daemon has not ended in {STOP_TIMEOUT:g} s: killing it")
+                self._killAt = None
+                self._kill(signal.SIGKILL)
 
     def _isEnd(self, status: int) -> bool:
         """Whether no other daemon follows one that has ended so."""

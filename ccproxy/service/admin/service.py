@@ -155,7 +155,7 @@ class AdminService(Service):
         from .routes import responder
         from .web import AdminSite
 
-        return AdminSite(responder(self._api(), only), self._reactor)
+        return AdminSite(responder(self._api(), only), self._poller.deadlines)
 
     def _api(self) -> Api:
         if self._made is None:

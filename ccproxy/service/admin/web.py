@@ -176,12 +176,14 @@ class AdminSite(ServerFactory):
 
     noisy = False
 
-    def __init__(self, respond: Respond, reactor: Any) -> None:
+    def __init__(self, respond: Respond, deadlines: Any) -> None:
         """
         @param respond: what answers requests.
+        @param deadlines: measures idle times: an
+            L{IReactorTime<twisted.internet.interfaces.IReactorTime>}.
         """
         self._respond = respond
-        self._reactor = reactor
+        self._deadlines = deadlines
         self._channels: set[AdminChannel] = set()
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
@@ -191,7 +193,7 @@ class AdminSite(ServerFactory):
         channel: Any = AdminChannel(self._channels)
         channel.factory = self
         channel.requestFactory = lambda channel, queued: AdminRequest(channel, self._respond)
-        channel.callLater = self._reactor.callLater
+        channel.callLater = self._deadlines.callLater
         channel.timeOut = IDLE_TIMEOUT
         return channel
 
