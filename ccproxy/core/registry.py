@@ -358,6 +358,12 @@ class Registry:
         self.tally.closed(vm)
         self.changed(vm)
 
+    def forgetAll(self) -> None:
+        """Drop a state that was restored by half. Nobody is told anything."""
+        for kept in (self.vms, self.leaving, self.tokens, self.clients):
+            kept.clear()
+        self.budget.used = 0
+
     @property
     def quiet(self) -> bool:
         """Whether nothing is under way: no command unanswered, no byte undelivered."""

@@ -26,6 +26,7 @@ from .consistency import check
 from .outlet import Outlet
 from .registry import Registry
 from .relocation import StartData
+from .repair import run
 from .session import Session
 from .snapshot import (
     BadSnapshot,
@@ -85,6 +86,18 @@ class NoConnection:
         """See L{IConnection.close}."""
 
 
+class TrialConnection(NoConnection):
+    """Stands for a connection in a trial: it takes everything, and nothing comes from it."""
+
+    def send(self, data: Sequence[Buffer]) -> int:
+        """See L{IConnection.send}."""
+        return sum(map(len, data))
+
+    def hungUp(self) -> bool:
+        """See L{IConnection.hungUp}."""
+        return False
+
+
 @attrs.frozen
 class Resumed:
     """
@@ -112,11 +125,8 @@ class Resumed:
         sessions = {*registry.tokens.values()}
         for vm in vms:
             sessions |= vm.processes.sessions
-            for start in list(vm.starts.parked):
-                if start.slot.client.state is ClientState.CLOSED:
-                    start.giveUp(RequestError("the client that asked for the start has gone"))
         for session in sessions:
-            session.exitAgain()
+            run(registry, session.exitAgain)
         for session, output, stdin in self.losses:
             registry.log.warn(
                 "lost with the process before: about {output} bytes of output, {stdin} of stdin",
@@ -126,35 +136,50 @@ class Resumed:
                 **session.fields,
             )
         for client in list(registry.clients):
-            client.sendReplies()
+            run(registry, client.sendReplies)
 
     def begin(self) -> None:
         """
-        Go on, once each connection has its sink and is read.
+        Go on, once each connection has its sink and is read. An exception costs one object: each
+        step is a turn of its own (L{ccproxy.core.repair}).
 
         What the connections have taken meanwhile is sent, and those whose connection is no longer
         there learn that it has ended.
         """
         registry = self.registry
-        clients = list(registry.clients)
         vms = [*registry.vms.values(), *registry.leaving]
         for vm in vms:
-            if vm.flow.blocker is not None and vm.io is not None:
-                vm.io.pauseReading()
-            vm.controlWritable()
-            vm.commands._arm()
-            vm.stdin.pump()
-        for client in clients:
-            client.flush()
-            client.wake()
+            run(registry, _beginVM, vm)
+        for client in list(registry.clients):
+            run(registry, _beginClient, client)
         for vm in vms:
-            if vm.flow.blocker is not None:
-                vm.flow.recheck(vm.flow.blocker)
-            if vm.state is VMState.CONNECTING:
-                registry.connector.connect(vm)
+            run(registry, _endPause, vm)
         for sink in self.lost:
             sink.ended()
-        registry.flush()
+        run(registry, registry.flush)
+
+
+def _beginVM(vm: VM) -> None:
+    for start in list(vm.starts.parked):
+        if start.slot.client.state is ClientState.CLOSED:
+            start.giveUp(RequestError("the client that asked for the start has gone"))
+    if vm.flow.blocker is not None and vm.io is not None:
+        vm.io.pauseReading()
+    vm.controlWritable()
+    vm.commands._arm()
+    vm.stdin.pump()
+
+
+def _beginClient(client: Client) -> None:
+    client.flush()
+    client.wake()
+
+
+def _endPause(vm: VM) -> None:
+    if vm.flow.blocker is not None:
+        vm.flow.recheck(vm.flow.blocker)
+    if vm.state is VMState.CONNECTING:
+        vm.registry.connector.connect(vm)
 
 
 def resume(

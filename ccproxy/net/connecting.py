@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Optional
+from typing import Any, Optional
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
@@ -211,7 +211,8 @@ class Connector:
 
     def adopt(self, forms: Iterable[ChannelsForm], made: Mapping[int, socket.socket]) -> None:
         """
-        Go on with what another process has L{written}.
+        Go on with what another process has L{written}. A console that cannot be watched is
+        connected anew later.
 
         @param made: the connections to consoles, by their inodes, among others.
         """
@@ -224,12 +225,21 @@ class Connector:
             sockets = self._sockets[vm] = _Sockets(form.identities)
             self._holders.update(dict.fromkeys(form.identities, vm))
             connection = made.get(form.console) if form.console is not None else None
-            if connection is not None:
-                console = self._console(vm, sockets)
-                attach(self._poller, connection, vm.request.console or "", console)
-                sockets.console = console
-            elif vm.request.console:
-                self._openConsole(vm, sockets)
+            try:
+                if connection is not None:
+                    console = self._console(vm, sockets)
+                    attach(self._poller, connection, vm.request.console or "", console)
+                    sockets.console = console
+                elif vm.request.console:
+                    self._openConsole(vm, sockets)
+            except Exception:
+                fields: Any = vm.fields
+                self.log.failure(
+                    "the console cannot be restored, will connect to it again",
+                    event="restore-dropped",
+                    **fields,
+                )
+                self._retryConsole(vm, sockets)
 
     def _openConsole(self, vm: VM, sockets: _Sockets) -> None:
         """Connect to the console; where that fails, again later."""

@@ -9,19 +9,22 @@ which are the same in every process. docs/reliability has the whole story.
 from __future__ import annotations
 
 import os
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Optional
 
 import attrs
 import msgspec
 from twisted.internet.task import Clock
-from twisted.logger import Logger, LogLevel
+from twisted.logger import LogEvent, Logger, LogLevel
+from twisted.python.failure import Failure
 
 from .. import __version__
 from ..core.console import ConsoleForm, resumeConsoles, writeConsoles
 from ..core.registry import Registry
-from ..core.resuming import Resumed, resume
+from ..core.resuming import Resumed, TrialConnection, resume
+from ..core.salvage import salvage
 from ..core.snapshot import BadSnapshot, Key, Snapshot, seal, unseal
+from ..core.vm import VM
 from ..core.writing import write
 from ..interfaces import IConnection
 from ..net.binding import ListeningSocket, credentials
@@ -29,7 +32,7 @@ from ..net.connecting import ChannelsForm, Connector
 from ..net.listening import UNIXListener
 from ..net.ordinary import attach
 from ..net.outliving import contentsOf, sealedFile, waitingIn
-from ..net.passed import Passed, takePassed
+from ..net.passed import Passed, endAndClose, takePassed
 from ..net.polling import Poller
 from ..net.protocols import AgentChannel
 from ..net.store import DescriptorStore
@@ -129,7 +132,7 @@ class Handover:
         for each in passed:
             if each not in files:
                 self._takeSocket(each, wanted)
-        form = self._form
+        form = self._form = None if self._form is None else self._salvaged(self._form)
         if form is not None and form.listening is not None:
             made = self._sockets.pop(form.listening.key, None)
             if made is not None:
@@ -163,9 +166,6 @@ class Handover:
                 # There is none, or the process that wrote it, or took it up, has gone on since.
                 self._crashed = True
                 form = self._readJournals(contents, files)
-            # Once without effect: what contradicts itself must not be taken up by half.
-            trial = Registry(self._connector, Clock(), self._registry.wallClock)
-            resume(trial, form.snapshots, {})
         except (BadSnapshot, OSError, msgspec.MsgspecError) as error:
             self._log.error(
                 "the state of the process before cannot be taken up, all its connections are"
@@ -174,17 +174,64 @@ class Handover:
                 reason=str(error),
             )
         except Exception:
-            self._log.failure(
-                "the state of the process before cannot be taken up, all its connections are"
-                " closed",
-                event="state-refused",
-            )
+            self._refused()
         else:
             return form
         finally:
             for each in files:
                 os.close(each.descriptor)
         return None
+
+    def _refused(self) -> None:
+        self._log.failure(
+            "the state of the process before cannot be taken up, all its connections are closed",
+            event="state-refused",
+        )
+
+    def _salvaged(self, form: HandoverForm) -> HandoverForm:
+        """Drop what cannot be restored, with its sockets: nothing may be restored by half."""
+        snapshots, dropped = salvage(form.snapshots, lambda some: self._try(form, some))
+        for each in dropped:
+            self._log.failure(
+                "dropped, as it cannot be restored; its connections are closed",
+                Failure(each.error),
+                event="restore-dropped",
+                vm=", ".join(each.vms) or None,
+                client=", ".join(each.clients) or None,
+            )
+        rest = attrs.evolve(form, snapshots=snapshots)
+        for key in (_peers(form).keys() - _peers(rest).keys()) & self._sockets.keys():
+            endAndClose(self._sockets.pop(key))
+        return rest
+
+    def _try(self, form: HandoverForm, snapshots: Sequence[Snapshot]) -> None:
+        """
+        Do all that L{resume} does with snapshots, without effect.
+
+        @raise Exception: L{resume} would fail.
+        """
+        real, clock = self._registry, Clock()
+        events: list[LogEvent] = []
+        clock.rightNow = real.clock.seconds()
+        connector = _TrialConnector(self._poller)
+        registry = connector.registry = Registry(
+            connector,
+            clock,
+            real.wallClock,
+            limits=real.limits,
+            log=Logger(observer=events.append),  # type: ignore[arg-type]
+            agentDialect=real.agentDialect,
+            whenChanged=_sendNow,
+        )
+        keys = _peers(attrs.evolve(form, snapshots=list(snapshots))).keys() & self._sockets.keys()
+        resumed = resume(registry, snapshots, dict.fromkeys(keys, TrialConnection()))
+        resumeConsoles(registry.vms.values(), form.consoles)
+        connector.adopt(form.channels, {})
+        if self._crashed:
+            resumed.recover()
+        resumed.begin()
+        for failure in (event["log_failure"] for event in events if "log_failure" in event):
+            raise failure.value
 
     def _readJournals(self, contents: dict[str, bytes], files: list[Passed]) -> HandoverForm:
         """
@@ -197,9 +244,14 @@ class Handover:
         if journal is None:
             raise BadSnapshot("it died before it had a journal")
         pipes = (each for each in files if each.name.startswith(STAGING))
-        journalled = readJournal(
-            journal, {each.name: waitingIn(each.descriptor) for each in pipes}
-        )
+        journalled = readJournal(journal, {each.name: waitingIn(each.descriptor) for each in pipes})
+        for serial, reason in journalled.damaged.items():
+            self._log.error(
+                "dropped a VM, as its journal cannot be read; its connections are closed: {reason}",
+                event="restore-dropped",
+                serial=serial,
+                reason=reason,
+            )
         entries = journalled.vms.values()
         # The entry about no VM is last: it is the most recent word on what all have.
         snapshots = [*(entry.snapshot for entry in entries), journalled.counters]
@@ -226,13 +278,19 @@ class Handover:
         protocols: dict[Key, AgentChannel] = {}
         if form is not None:
             connections = self._connect(form, protocols)
-            resumed = resume(self._registry, form.snapshots, connections)
-            resumeConsoles(self._registry.vms.values(), form.consoles)
-            self._connector.adopt(form.channels, self._sockets)
+            try:
+                resumed = resume(self._registry, form.snapshots, connections)
+                resumeConsoles(self._registry.vms.values(), form.consoles)
+                self._connector.adopt(form.channels, self._sockets)
+            except Exception:
+                # The trial went well. Whatever this is, the next start must not meet it again.
+                self._refused()
+                resumed = None
+                self._registry.forgetAll()
+                for protocol in protocols.values():
+                    protocol.connection.close()
             for pod in form.pods:
-                made = self._sockets.get(pod.key)
-                if made is not None:
-                    self._pods.serve(ListeningSocket(made, pod.path, pod.made), pod.served)
+                self._resumePod(pod)
             self._sockets.clear()
         if keep:
             journal = self._journal = Journal(
@@ -251,6 +309,19 @@ class Handover:
             resumed.begin()
             self._report(form, len(protocols))
 
+    def _resumePod(self, pod: ListeningForm) -> None:
+        made = self._sockets.get(pod.key)
+        if made is None:
+            return
+        try:
+            self._pods.serve(ListeningSocket(made, pod.path, pod.made), pod.served)
+        except Exception:
+            self._log.failure(
+                "the pod's socket {path} cannot be restored: it takes no new clients",
+                event="restore-dropped",
+                path=pod.path,
+            )
+
     def _connect(
         self, form: HandoverForm, protocols: dict[Key, AgentChannel]
     ) -> dict[Key, IConnection]:
@@ -259,14 +330,24 @@ class Handover:
         peers = _peers(form)
         for key in peers.keys() & self._sockets.keys():
             made = self._sockets.pop(key)
-            if self._crashed:
-                skipUsed(made, *form.used.get(key, (0, 0)))
-            protocol = protocols[key] = AgentChannel(self._registry)
-            attach(
-                self._poller, made, peers[key] or credentials(made), protocol,
-                form.rests.get(key, b""),
-            )  # fmt: skip
-            connections[key] = protocol.connection
+            protocol = AgentChannel(self._registry)
+            try:
+                if self._crashed:
+                    skipUsed(made, *form.used.get(key, (0, 0)))
+                attach(
+                    self._poller, made, peers[key] or credentials(made), protocol,
+                    form.rests.get(key, b""),
+                )  # fmt: skip
+            except OSError as error:
+                self._log.error(
+                    "the connection to {peer} cannot be restored, and is closed: {reason}",
+                    event="restore-dropped",
+                    peer=peers[key] or "a client",
+                    reason=str(error),
+                )
+                endAndClose(made)
+            else:
+                protocols[key], connections[key] = protocol, protocol.connection
         return connections
 
     def _report(self, form: HandoverForm, connections: int) -> None:
@@ -351,6 +432,22 @@ class Handover:
         kept = self.store.sockets
         descriptors = [each for key, each in sockets.items() if key not in kept]
         return form, descriptors + self._connector.consoles()
+
+
+def _sendNow(vms: Iterable[VM]) -> None:
+    """Stand for a journal in a trial."""
+    for vm in vms:
+        vm.sendNow()
+
+
+class _TrialConnector(Connector):
+    """Connects nothing."""
+
+    def connect(self, vm: VM) -> None:
+        """See L{IConnector.connect}."""
+
+    def _openConsole(self, vm: VM, sockets: object) -> None:
+        pass
 
 
 def _peers(form: HandoverForm) -> dict[Key, str]:

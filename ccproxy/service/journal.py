@@ -387,6 +387,7 @@ class Journalled:
 
     @ivar vms: its last word of each VM that is not gone.
     @ivar counters: its last word of what belongs to no VM.
+    @ivar damaged: VMs with an entry that cannot be read, and why. They cannot be restored.
     @ivar rests: what was taken from sockets and not used.
     @ivar used: what was used of their input: see L{EntryForm}.
     @ivar listening: the client socket.
@@ -395,6 +396,7 @@ class Journalled:
 
     vms: dict[int, EntryForm] = attrs.field(factory=dict)
     counters: Snapshot | None = None
+    damaged: dict[int, str] = attrs.field(factory=dict)
     rests: dict[Key, bytes] = attrs.field(factory=dict)
     used: dict[Key, tuple[int, int]] = attrs.field(factory=dict)
     listening: ListeningForm | None = None
@@ -425,7 +427,12 @@ def readJournal(data: bytes, staged: Mapping[str, bytes]) -> Journalled:
         try:
             entry = _decoder.decode(body)
         except msgspec.MsgspecError as error:
-            raise BadSnapshot(f"the journal has another form: {error}") from None
+            raw = msgspec.msgpack.decode(body)
+            last = raw.get("serial") if isinstance(raw, dict) else None
+            if not isinstance(last, int):
+                raise BadSnapshot(f"the journal has another form: {error}") from None
+            found.damaged[last] = str(error)
+            continue
         found.rests.update(entry.rests)
         found.used.update(entry.used)
         if entry.pods is not None:
@@ -437,11 +444,14 @@ def readJournal(data: bytes, staged: Mapping[str, bytes]) -> Journalled:
             continue
         elif entry.snapshot is None:
             found.vms.pop(entry.serial, None)
+            found.damaged.pop(entry.serial, None)
             continue
         else:
             last = entry.serial
             found.vms[last], sent[last] = entry, 0
         stagedIn[last] = entry.staged
+    for serial in found.damaged:
+        found.vms.pop(serial, None)
     for serial, entry in found.vms.items():
         pipe = stagedIn[serial]
         if entry.snapshot is None or not (pipe or sent[serial]):

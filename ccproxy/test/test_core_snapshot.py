@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import msgspec
 from msgspec.msgpack import decode, encode
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.core import snapshot
@@ -24,7 +25,8 @@ from ccproxy.core.output import Output
 from ccproxy.core.processes import Processes
 from ccproxy.core.registry import Registry
 from ccproxy.core.relocation import StartData
-from ccproxy.core.resuming import NoConnection, resume
+from ccproxy.core.resuming import NoConnection, TrialConnection, resume
+from ccproxy.core.salvage import Dropped, salvage
 from ccproxy.core.session import Session
 from ccproxy.core.signals import HeldSignals
 from ccproxy.core.snapshot import (
@@ -35,7 +37,7 @@ from ccproxy.core.snapshot import (
     unseal,
 )
 from ccproxy.core.starts import Starts
-from ccproxy.core.states import VMState
+from ccproxy.core.states import SessionState, VMState
 from ccproxy.core.stdin import StdinQueue, StdinScheduler
 from ccproxy.core.writing import write, writeVM
 from ccproxy.interfaces import IConnection
@@ -43,7 +45,7 @@ from ccproxy.wire.codes import Command, ControlCode, Dialect, FrameType, Stream
 from ccproxy.wire.frames import encodeFrame, encodeProcessExited, encodeStream
 from ccproxy.wire.messages import CONTROL_HEADER, encodeControl, encodeIO, readMessage
 
-from .memory import MemoryConnection, World, command, startData
+from .memory import MemoryConnection, MemoryConnector, World, command, startData
 
 #: A state as the first version wrote it, in base64: a VM with a process whose shim does not read,
 #: a start that waits for its shim, and a command in flight. It is never to be written anew.
@@ -508,6 +510,132 @@ class CrashTests(SynchronousTestCase):
         world.crash()
         agent.output(3, b"3")
         self.assertEqual(shim.connection.take(), encodeStream(Stream.STDOUT, b"3"))
+
+
+class SalvageTests(SynchronousTestCase):
+    """A state of which a part cannot be restored."""
+
+    def poisoned(self, poison: Any) -> tuple[World, list[Any]]:
+        """
+        A world with three VMs of which one has been spoiled.
+
+        @param poison: does so, given its agent, the session of its process and the process's shim.
+        @return: it, and agent, runtime, shim and token of each VM.
+        """
+        world = World(journal=True)
+        cast = []
+        for name in "abc":
+            agent, runtime, tokens = world.register(name, streams=2)
+            shim = world.process(agent, runtime, tokens[0])
+            runtime.hyper("ping")
+            agent.commands()
+            cast.append((agent, runtime, shim, tokens[0]))
+        agent, _, shim, token = cast[1]
+        poison(agent, world.registry.tokens[token], shim)
+        world.registry.changed(agent.vm)
+        world.registry.flush()
+        return world, cast
+
+    def salvaged(self, world: World, crash: bool) -> list[Dropped]:
+        """Go on with what can be restored of it."""
+        journal = [*world._journal.values()]
+        found = journal if crash else [write(world.registry, world.keyOf)]
+        lines = dict.fromkeys(world.connections, TrialConnection())
+
+        def restore(snapshots: Any) -> None:
+            trial = Registry(MemoryConnector(), Clock(), float)
+            resume(trial, snapshots, lines).begin()
+
+        kept, dropped = salvage(found, restore)
+        resumed = world._resume(kept)
+        if crash:
+            resumed.recover()
+        resumed.begin()
+        self.assertFalse([event for event in world.events if "log_failure" in event])
+        return dropped
+
+    def alive(self, world: World, agent: Any, runtime: Any, shim: Any, crash: bool) -> None:
+        """Check that a VM goes on, and its process, and in a planned restart its runtime."""
+        agent.output(3, b"alive")
+        self.assertEqual(shim.frame().payload, b"alive")
+        agent.ack(b"pong")
+        if not crash:
+            self.assertEqual(runtime.frame().payload, b"pong")
+
+    def test_vm(self) -> None:
+        """A VM that cannot be restored is dropped with what is its own; the others go on."""
+
+        def ended(agent: Any, session: Any, shim: Any) -> None:
+            session.state = SessionState.ENDED
+
+        def otherToken(agent: Any, session: Any, shim: Any) -> None:
+            session.token = "another"
+
+        def gone(agent: Any, session: Any, shim: Any) -> None:
+            agent.vm.state = VMState.GONE
+
+        for poison, crash in ((ended, False), (ended, True), (otherToken, False), (gone, False)):
+            world, cast = self.poisoned(poison)
+            (dropped,) = self.salvaged(world, crash)
+            self.assertEqual(dropped.vms, ["b"])
+            self.assertEqual(set(world.registry.vms), {"a", "c"})
+            for agent, runtime, shim, _ in (cast[0], cast[2]):
+                self.alive(world, agent, runtime, shim, crash)
+
+    def test_client(self) -> None:
+        """A client that cannot be restored is dropped alone; a shim's session keeps its output."""
+
+        def poison(agent: Any, session: Any, shim: Any) -> None:
+            shim.connection.room = 14
+            for body in (b"1", b"22", b"333"):
+                agent.output(3, body)
+            (client,) = agent.vm.clients
+            shim.client.slots += client.slots
+
+        for crash in (False, True):
+            world, cast = self.poisoned(poison)
+            (dropped,) = self.salvaged(world, crash)
+            agent, runtime, shim, token = cast[1]
+            self.assertEqual((dropped.vms, dropped.clients), ([], [shim.client.name]))
+            again = world.client()
+            again.send(Command.CONNECT_SHIM, {"token": token})
+            kept = [] if crash else [b"22", b"333"]
+            self.assertEqual([frame.payload for frame in again.frames()[1:]], kept)
+            self.alive(world, agent, runtime, again, crash)
+            for agent, runtime, shim, _ in (cast[0], cast[2]):
+                self.alive(world, agent, runtime, shim, crash)
+
+    def test_together(self) -> None:
+        """Of VMs that cannot be restored together, one goes on."""
+        world, _ = self.poisoned(lambda *_: None)
+        one = world._journal[2]
+        kept, dropped = salvage([one, one, world._journal[1]], self.restored)
+        self.assertEqual([vm.request.containerId for each in kept for vm in each.vms], ["b", "a"])
+        self.assertEqual([each.vms for each in dropped], [["b"]])
+
+    def restored(self, snapshots: Any) -> None:
+        """Restore snapshots whose connections are all lost."""
+        resume(Registry(MemoryConnector(), Clock(), float), snapshots, {})
+
+    def test_brokenLine(self) -> None:
+        """A shim and a VM that fail only when restored for real do not take others along."""
+        world, cast = self.poisoned(lambda *_: None)
+        for agent, _, shim, _ in cast:
+            shim.connection.room = 0
+            agent.output(3, b"waits")
+        cast[0][2].connection.send = None
+        cast[1][0].io.room = 0
+        cast[1][2].stream(Stream.STDIN, b"typed")
+        cast[1][0].io.send = None
+        for _, _, shim, _ in cast:
+            shim.connection.room = None
+        world.restart()
+        self.assertEqual(len(world.logged("internal-error")), 2)
+        self.assertIs(world.registry.vms["b"].state, VMState.LOST)
+        self.assertTrue(cast[0][2].connection.closed)
+        world.clock.advance(2.0)
+        self.assertIn(encodeProcessExited(255), cast[1][2].connection.take())
+        self.assertEqual(cast[2][2].frame().payload, b"waits")
 
 
 class CompletenessTests(SynchronousTestCase):

@@ -32,6 +32,7 @@ from ccproxy.core.snapshot import (
 )
 from ccproxy.core.states import VMState
 from ccproxy.core.vm import VM
+from ccproxy.core.writing import write
 from ccproxy.errors import CCProxyError
 from ccproxy.net.notify import Notifier
 from ccproxy.net.outliving import waitingIn
@@ -371,6 +372,33 @@ class RestartTests(SynchronousTestCase):
                 os.write(files[-1].descriptor, data)
             self.assertEqual(len(handover._read(files).snapshots), not crashed)  # type: ignore[union-attr]
             self.assertIs(handover._crashed, crashed)
+
+    def test_onlyTheTrial(self) -> None:
+        """A state that fails after a good trial is refused: the start goes on, and so do others."""
+        world = World()
+        world.register(streams=1)
+        around: Any = SimpleNamespace(adopt=None, whenChanged=None)
+        store = DescriptorStore(Notifier({}, world.clock), {})
+        store.notifier = SimpleNamespace(discard=len, flush=lambda: True)  # type: ignore[assignment]
+        store.passed(STATE, 0)
+        handover = Handover(world.registry, around, around, store, around)
+        state = HandoverForm("0.1.0", [write(world.registry, world.keyOf)])
+        world.registry.forgetAll()
+        handover._form = handover._salvaged(state)
+        self.assertEqual(len(handover._form.snapshots[0].vms), 1)
+        handover.resume(None, keep=False)
+        self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
+        self.assertEqual((world.registry.vms, world.registry.tokens), ({}, {}))
+        self.assertIn(STATE, store._removals)
+
+    def test_unreadable(self) -> None:
+        """A VM whose entry has another form is dropped; what a pipe has for another one counts."""
+        good, bad = (JournalTests().entry(serial, b"two", "a") for serial in (1, 2))
+        bad.snapshot = Snapshot(serial=-1)
+        data = seal(b"") + _encoded(bad) + _encoded(good)
+        found = readJournal(data, {"a": b"two"})
+        self.assertEqual((list(found.vms), list(found.damaged)), ([1], [2]))
+        self.assertEqual(JournalTests().waiting(found, 1), b"two")
 
     def test_early(self) -> None:
         """A process that died before it had a journal has left pipes, and nothing to take up."""

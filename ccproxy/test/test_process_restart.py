@@ -16,17 +16,20 @@ from pathlib import Path
 import msgspec
 
 from ccproxy.core.snapshot import HEADER, Snapshot, seal
-from ccproxy.net.passed import PREFIX
+from ccproxy.core.states import SessionState
+from ccproxy.core.writing import write
+from ccproxy.net.passed import PREFIX, inodeOf
 from ccproxy.net.restarting import WORKING_DESCRIPTORS
 from ccproxy.service.handover import HandoverForm
 from ccproxy.testing.agent import ScriptedAgent
 from ccproxy.testing.client import BlockingClient, commandFrame, hyperPayload, registration
 from ccproxy.testing.daemon import Daemon, eventually, script
 from ccproxy.wire.codes import Command, ControlCode, FrameType, Stream
-from ccproxy.wire.frames import encodeFrame
+from ccproxy.wire.frames import encodeFrame, encodeStream
 from ccproxy.wire.messages import encodeControl, encodeIO
 
 from .adminhttp import Admin
+from .memory import World
 from .processes import DaemonTestCase
 from .restartload import SIGUSR1, Load
 
@@ -467,35 +470,42 @@ class SupervisorTests(DaemonTestCase):
 class RefusedTests(DaemonTestCase):
     """What a daemon is passed that it cannot take up."""
 
-    def passed(self, contents: bytes) -> tuple[Daemon, socket.socket]:
-        """
-        A daemon that is passed a state and a client's socket.
+    def pair(self) -> tuple[socket.socket, socket.socket]:
+        """Our end of a connection, and the one that a daemon is passed."""
+        ours, theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        self.addCleanup(theirs.close)
+        ours.settimeout(30)
+        return ours, theirs
 
-        @return: it, and the client's end of that socket.
+    def passed(self, contents: bytes, *sockets: socket.socket) -> Daemon:
+        """
+        A daemon that is passed a state and sockets.
+
+        @param sockets: they are closed here.
         """
         state = os.memfd_create("state")
         os.write(state, contents)
-        ours, theirs = socket.socketpair()
-        self.addCleanup(ours.close)
-        ours.settimeout(30)
-        names = f"{PREFIX}state:{PREFIX}-"
+        passed = [state, *(each.fileno() for each in sockets)]
+        names = ":".join([f"{PREFIX}state", *[f"{PREFIX}-"] * len(sockets)])
+        count = len(passed)
         program = (
             "import fcntl, os, sys;"
-            "above = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 100) for fd in sys.argv[1:3]];"
+            f"above = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 100) for fd in sys.argv[1:{count + 1}]];"
             "[os.dup2(fd, 3 + at) for at, fd in enumerate(above)];"
-            "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='2');"
+            f"os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='{count}');"
             f"os.environ.update(LISTEN_FDNAMES='{names}');"
-            "os.execvp(sys.argv[3], sys.argv[3:])"
+            f"os.execvp(sys.argv[{count + 1}], sys.argv[{count + 1}:])"
         )
-        passed = [state, theirs.fileno()]
         twistd = [*script("twistd"), "-n", "--pidfile=", "ccproxy", "--socket-path", "{socket}"]
         begin = [sys.executable, "-c", program, *map(str, passed), *twistd]
         daemon = self.cleared(Daemon(command=begin))
         daemon.spawn(inherited=passed)
-        theirs.close()
+        for each in sockets:
+            each.close()
         os.close(state)
         eventually(daemon.isListening, "the socket", 60)
-        return daemon, ours
+        return daemon
 
     def test_strange(self) -> None:
         """It says why, closes what it was passed, and serves."""
@@ -509,11 +519,39 @@ class RefusedTests(DaemonTestCase):
             (seal(b"\xc1"), "the state"),
             (seal(msgspec.msgpack.encode(wrong)), "the state names what is not in it"),
         ):
-            daemon, client = self.passed(contents)
-            self.assertIn(reason, daemon.waitLog("event=state-refused"))
+            client, theirs = self.pair()
+            daemon = self.passed(contents, theirs)
+            event = "restore-dropped" if "names" in reason else "state-refused"
+            self.assertIn(reason, daemon.waitLog(f"event={event}"))
             self.assertEqual(client.recv(1), b"")
             self.vm(daemon).usable()
             self.assertEqual(daemon.stop(), 0)
+
+    def test_poisoned(self) -> None:
+        """A VM that cannot be restored costs the other one nothing, nor the next start."""
+        world = World()
+        keys: dict[int, int] = {}
+        pairs = []
+        for name in ("good", "bad"):
+            agent, runtime, tokens = world.register(name, streams=1)
+            shim = world.process(agent, runtime, tokens[0])
+            for line in (agent.control, agent.io, runtime.connection, shim.connection):
+                pairs.append(self.pair())
+                keys[id(line)] = inodeOf(pairs[-1][1].fileno())
+        world.registry.tokens[tokens[0]].state = SessionState.ENDED
+        state = HandoverForm("0.1.0", [write(world.registry, lambda line: keys[id(line)])])
+        contents = seal(msgspec.msgpack.encode(state))
+        daemon = self.passed(contents, *(theirs for _, theirs in pairs))
+        self.assertIn("vm=bad", daemon.waitLog("event=restore-dropped"))
+        control, io, runtimeEnd, shimEnd, *bad = (ours for ours, _ in pairs)
+        for each in bad:
+            self.assertEqual(each.recv(1), b"")
+        io.sendall(encodeIO(3, b"alive"))
+        self.assertEqual(shimEnd.recv(100), encodeStream(Stream.STDOUT, b"alive"))
+        runtimeEnd.sendall(commandFrame(Command.HYPER, hyperPayload("ping")))
+        self.assertTrue(control.recv(100))
+        self.vm(daemon).usable()
+        self.assertEqual(daemon.stop(), 0)
 
 
 class CrashTests(RestartCase):
