@@ -224,8 +224,8 @@ class ProxyClient(Protocol):
         if timeout is not None and self._deadlines is None:
             raise LocalProtocolError("a timeout needs a clock")
         answer: Deferred[bytes] = Deferred()
-        self._pending.append(_Pending(command, answer))
         body = b"" if payload is None else payloads.encode(payload)
+        self._pending.append(_Pending(command, answer))
         self._transport.write(encodeFrame(FrameType.COMMAND, command, body))
         if timeout is not None and self._deadlines is not None:
 

@@ -21,12 +21,14 @@ from twisted import __version__ as twistedVersion
 
 from .. import __version__
 from ..core.registry import Registry
+from ..errors import CCProxyError
 from ..net.binding import ListeningSocket
 from ..net.connecting import Connector
 from ..net.listening import UNIXListener
 from ..net.monotonic import useMonotonicTime
 from ..net.polling import Poller
 from ..net.protocols import ProxyFactory
+from ..wire.payloads import checkUTF8
 from .dumping import StateDump
 from .logging import DaemonLog
 from .logsinks import missingSinks
@@ -115,7 +117,12 @@ class ListeningService(Service):
             taken=self.taken,
         )
         self._listener.startListening()
-        registry.url = f"unix://{self._listener.path}"
+        path = self._listener.path
+        try:
+            checkUTF8(path)  # that of a passed socket is no setting
+        except ValueError as problem:
+            raise CCProxyError(f"cannot listen on {path}: {problem}") from None
+        registry.url = f"unix://{path}"
 
     @property
     def listener(self) -> UNIXListener | None:

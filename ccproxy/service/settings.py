@@ -16,6 +16,7 @@ from ..core.limits import Limits
 from ..errors import CCProxyError
 from ..net.address import DEFAULT_SOCKET, MAX_PATH, adminPath
 from ..wire.codes import Dialect
+from ..wire.payloads import checkUTF8
 
 #: What can be done about the kernel's samepage merging: stop it, leave it alone, pace it.
 KSM_MODES = ("off", "initial", "auto")
@@ -125,6 +126,7 @@ def _checkSocketPath(path: str) -> None:
         )
     if "\0" in path:
         raise ValueError(f"{path!r} holds a NUL byte")
+    checkUTF8(path)  # clients are told the path
 
 
 def _checkMode(mode: int) -> None:
@@ -192,6 +194,7 @@ def _checkVMNames(names: tuple[str, ...]) -> None:
     for name in names:
         if not name:
             raise ValueError("the name of a VM is empty")
+        checkUTF8(name)
         if names.count(name) > 1:
             raise ValueError(f"{name!r} is given twice; each VM has a name of its own")
 

@@ -250,6 +250,18 @@ class CommandTests(ClientTestCase):
         client.makeConnection(StringTransport())
         self.assertRaises(LocalProtocolError, client.hyper, "ping", timeout=1)
 
+    def test_notUTF8(self) -> None:
+        """A text that is not UTF-8 cannot be sent; nothing waits for an answer then."""
+        client, transport = self.client, self.transport
+        for send in (client.attachVM, client.unregisterVM, client.connectShim):
+            error = self.assertRaises(LocalProtocolError, send, "caf\udce9")
+            self.assertIn(r"'caf\udce9' is not UTF-8", str(error))
+        self.assertRaises(LocalProtocolError, client.hyper, "ping", {"id": "\udce9"})
+        self.assertEqual(transport.value(), b"")
+        answer = client.hyper("ping")
+        client.dataReceived(response(Command.HYPER))
+        self.assertEqual(self.successResultOf(answer), b"")
+
     def test_lost(self) -> None:
         answers = [self.client.hyper("ping"), self.client.unregisterVM("pod")]
         closed = self.client.whenClosed()

@@ -231,6 +231,12 @@ class OptionsTests(SynchronousTestCase):
             self.assertTrue(str(error).startswith(f"--{option}: "), str(error))
             self.assertIn(value.removeprefix("drop-after="), str(error))
 
+    def test_notUTF8(self) -> None:
+        """What clients are told must be UTF-8; an error shows the bytes that are not."""
+        for option in ("socket-path", "admin-socket", "embedded-vm"):
+            with self.assertRaisesRegex(UsageError, rf"^--{option}: .*caf\\udce9' is not UTF-8"):
+                parsed(f"--{option}=/caf\udce9")
+
     def test_sameNameTwice(self) -> None:
         """Two embedded VMs of one name are refused."""
         with self.assertRaisesRegex(UsageError, "--embedded-vm: 'a' is given twice"):

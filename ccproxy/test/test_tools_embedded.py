@@ -49,6 +49,38 @@ class CCTests(SynchronousTestCase):
             (result.returncode, result.stdout, result.stderr), (7, b"hello\n", b"oops\n")
         )
 
+    def test_notUTF8(self) -> None:
+        """Words that are not UTF-8, which JSON cannot carry, are refused by one line each."""
+        token = ["shim", "-c", "id", "-t"]
+        for words in (
+            *(["run", option, "\udcff", "--", "true"] for option in ("--id", "--vm", "-w")),
+            *(["run", option, "\udcff", "--", "true"] for option in ("--image", "--rootfs")),
+            ["run", "-e", "NAME=\udcff", "--", "true"],
+            ["run", "-e", "STRANGE", "--", "true"],
+            ["run", "--", "echo", "\udcff"],
+            ["exec", "\udcff", "--", "true"],
+            ["exec", "id", "--", "\udcff"],
+            ["demo", "--", "\udcff"],
+            ["vm", "start", "\udcff"],
+            ["vm", "stop", "\udcff"],
+            [*token, "\udcff"],
+            ["shim", "-t", "token", "-c", "\udcff"],
+        ):
+            self.environment["STRANGE"] = "\udcff"
+            result = self.ctl(*words)
+            *usage, error = result.stderr.decode().splitlines()
+            self.assertEqual((result.returncode, result.stdout), (2, b""), (words, error))
+            self.assertRegex(error, r"argument .*\\udcff' is not UTF-8")
+            self.assertFalse([line for line in usage if "Traceback" in line])
+        for words in (
+            ["console", "\udcff"],
+            ["sessions", "\udcff"],
+            ["events", "-n1", "--vm", "\udcff"],
+            ["events", "-n1", "--event", "\udcff"],
+        ):
+            result = self.ctl(*words)
+            self.assertEqual((result.returncode > 0, len(result.stderr.splitlines())), (True, 1))
+
     def test_bulk(self) -> None:
         """Many bytes there and back."""
         data = os.urandom(3_000_000)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from math import nan
 
 from ..net.address import DEFAULT_ADMIN_SOCKET, DEFAULT_SOCKET, adminPath, socketPath
+from ..wire.payloads import checkUTF8
 
 
 def address(text: str) -> str:
@@ -20,14 +21,25 @@ def address(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def variable(text: str) -> tuple[str, str]:
+def text(word: str) -> str:
+    """A word that the protocol has to carry, for argparse."""
+    try:
+        checkUTF8(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return word
+
+
+def variable(word: str) -> tuple[str, str]:
     """A variable of the environment, for argparse: C{NAME=VALUE}, or C{NAME} for our own."""
-    name, equals, value = text.partition("=")
+    name, equals, value = word.partition("=")
     if not name:
-        raise argparse.ArgumentTypeError(f"{text!r} names no variable: give NAME=VALUE")
+        raise argparse.ArgumentTypeError(f"{word!r} names no variable: give NAME=VALUE")
     if not equals and name not in os.environ:
         raise argparse.ArgumentTypeError(f"{name} is not set here: give {name}=VALUE")
-    return name, value if equals else os.environ[name]
+    value = value if equals else os.environ[name]
+    text(f"{name}={value}")
+    return name, value
 
 
 def seconds(least: float, most: float = 86400.0) -> Callable[[str], float]:
@@ -80,7 +92,11 @@ def addProcess(parser: argparse.ArgumentParser) -> None:
     """Add what says which process to start where."""
     addAddress(parser)
     parser.add_argument(
-        "--vm", default="demo", metavar="VM", help="the VM's containerId (default: %(default)s)"
+        "--vm",
+        type=text,
+        default="demo",
+        metavar="VM",
+        help="the VM's containerId (default: %(default)s)",
     )
     parser.add_argument(
         "-t", "--tty", action="store_true", help="give the process a terminal, of the size of ours"
@@ -94,7 +110,9 @@ def addProcess(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[=VALUE]",
         help="set a variable of its environment, or pass on ours; can be repeated",
     )
-    parser.add_argument("-w", "--workdir", metavar="DIR", help="the folder that it starts in")
+    parser.add_argument(
+        "-w", "--workdir", type=text, metavar="DIR", help="the folder that it starts in"
+    )
 
 
 def addCommand(parser: argparse.ArgumentParser) -> None:
@@ -102,6 +120,7 @@ def addCommand(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "command",
         nargs=argparse.REMAINDER,
+        type=text,
         metavar="COMMAND",
         help="the program in the VM and its arguments",
     )

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
+from .arguments import text
 from .terminal import Terminal
 
 VM = "demo"
@@ -256,6 +257,7 @@ def makeParser() -> argparse.ArgumentParser:
     parser.add_argument(
         "command",
         nargs="*",
+        type=text,
         metavar="COMMAND",
         help="the program and its arguments, after a -- if they have options "
         "(default: a shell if stdin is a terminal, else a greeting)",

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 
 from ..wire.starts import ExecCommand
-from .arguments import addCommand, addProcess
+from .arguments import addCommand, addProcess, text
 from .starting import describeProcess, runProcess
 
 
@@ -24,7 +24,7 @@ def makeParser() -> argparse.ArgumentParser:
         epilog="Exit status: the process's; 125 if ccproxyctl itself fails; 2 for a bad option.",
     )
     addProcess(parser)
-    parser.add_argument("container", metavar="CONTAINER", help="the container's name")
+    parser.add_argument("container", type=text, metavar="CONTAINER", help="the container's name")
     addCommand(parser)
     return parser
 

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Sequence
 
 from ..wire.starts import NewContainer
-from .arguments import addCommand, addProcess
+from .arguments import addCommand, addProcess, text
 from .starting import describeProcess, runProcess
 
 #: How long to wait for the removal of a container that has ended, in seconds.
@@ -28,15 +28,23 @@ def makeParser() -> argparse.ArgumentParser:
     )
     addProcess(parser)
     parser.add_argument(
-        "--id", metavar="CONTAINER", help="the container's name (default: run- and random digits)"
+        "--id",
+        type=text,
+        metavar="CONTAINER",
+        help="the container's name (default: run- and random digits)",
     )
     parser.add_argument(
         "--image",
+        type=text,
         metavar="DIR",
         help="its folder in what the VM shares with its host (default: its name)",
     )
     parser.add_argument(
-        "--rootfs", default="rootfs", metavar="DIR", help="its root in there (default: %(default)s)"
+        "--rootfs",
+        type=text,
+        default="rootfs",
+        metavar="DIR",
+        help="its root in there (default: %(default)s)",
     )
     addCommand(parser)
     return parser

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import CCProxyError
-from .arguments import addAddress
+from .arguments import addAddress, text
 from .guard import Guard
 from .local import LocalShim
 from .running import runReactor
@@ -34,12 +34,13 @@ def makeParser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-c",
         "--container-id",
+        type=text,
         required=True,
         metavar="ID",
         help="the container's name, for messages in the proxy's log",
     )
     parser.add_argument(
-        "-t", "--token", required=True, help="the process's I/O token, from the proxy"
+        "-t", "--token", type=text, required=True, help="the process's I/O token, from the proxy"
     )
     addAddress(parser)
     parser.add_argument("-d", "--debug", action="store_true", help="accepted, for cc-shim's sake")

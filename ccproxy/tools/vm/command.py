@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 
 from ...errors import CCProxyError
 from ...net.client import ProxyClient
-from ..arguments import addAddress
+from ..arguments import addAddress, text
 from ..local import reach
 from ..running import FAILURE, runReactor
 from . import hypervisor, image
@@ -176,7 +176,9 @@ def makeParser() -> argparse.ArgumentParser:
         "is built with ccproxy's own agent in it.",
     )
     start.set_defaults(run=_start)
-    start.add_argument("name", metavar="NAME", help="the VM's name, also its containerId")
+    start.add_argument(
+        "name", type=text, metavar="NAME", help="the VM's name, also its containerId"
+    )
     start.add_argument(
         "--memory", type=int, default=256, metavar="MIB", help="its memory (default: %(default)s)"
     )
@@ -202,7 +204,7 @@ def makeParser() -> argparse.ArgumentParser:
         description="Destroy a VM's pod, unregister it, and end it.",
     )
     stop.set_defaults(run=_stop)
-    stop.add_argument("name", metavar="NAME", help="the VM's name")
+    stop.add_argument("name", type=text, metavar="NAME", help="the VM's name")
     stop.add_argument(
         "--timeout",
         type=float,
