@@ -11,9 +11,11 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
@@ -32,11 +34,16 @@ from zope.interface.verify import verifyObject
 
 import ccproxy
 
+from ..net.binding import bind
 from ..net.deadlines import MIN_ROUNDS, Deadlines
 from ..net.listening import UNIXListener
 from ..net.ordinary import attach
 from ..net.polling import Poller
 from ..net.reactor import LedReactor
+from ..service import join as joining
+from ..tools import guard as guarding
+from ..wire.codes import Command, FrameType, Notification, Stream
+from ..wire.frames import encodeFrame
 from .sockets import RecordingProtocol
 
 #: More connections and bytes than a poller or a reactor deals with in one round.
@@ -46,7 +53,7 @@ INTERVALS = {
     "agent/guest.py": "end",
     "agent/guestports.py": "_look",
     "core/registry.py": "later",  # the clock that it is given is Deadlines
-    "net/adapter.py": "pauseReading _lookForHangup _callSoon",
+    "net/adapter.py": "lookForHangup _lookForHangup _callSoon",
     "net/connectunix.py": "connectUNIX",  # tries again before it gives up
     "net/deadlines.py": "_arm _begin _round",
     "net/listening.py": "_turnAway",
@@ -312,23 +319,98 @@ class Busy:
         return 7
 
 
+class BlockingTests(SynchronousTestCase):
+    """What waits without a reactor, in a process that is held up until its time is over."""
+
+    def setUp(self) -> None:
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        self.path = os.path.join(folder, "peer")
+        self.answered = threading.Event()
+        self.received = b""
+
+    def heldUp(self, module: ModuleType, answer: bytes) -> None:
+        """
+        Hold up a module's waiting until a peer has answered, and let its time be over then.
+
+        @param answer: what the peer sends when it has been sent something.
+        """
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(self.path)
+        listening.listen()
+        listening.settimeout(60)
+
+        def serve() -> None:
+            with listening, listening.accept()[0] as connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+                connection.shutdown(socket.SHUT_WR)
+                self.answered.set()
+                connection.settimeout(60)
+                while data := connection.recv(4096):
+                    self.received += data
+
+        peer = threading.Thread(target=serve)
+        peer.start()
+        self.addCleanup(peer.join)
+        times = iter([0.0])
+
+        def monotonic() -> float:
+            now = next(times, 1e9)
+            if now:
+                self.answered.wait(60)
+            return now
+
+        self.patch(module, "time", SimpleNamespace(monotonic=monotonic))
+        self.peer = peer
+
+    def test_join(self) -> None:
+        """A pod takes a daemon's answer that has come in time."""
+        self.heldUp(joining, b"HTTP/1.1 200 OK\r\n\r\n")
+        pod = bind(self.path + ".pod")
+        self.addCleanup(pod.close)
+        joining.join(pod, self.path)
+
+    def test_guard(self) -> None:
+        """The guard takes an end of the process that has come in time, behind much output."""
+        output = encodeFrame(FrameType.STREAM, Stream.STDOUT, bytes(1 << 16))
+        ended = encodeFrame(FrameType.NOTIFICATION, Notification.PROCESS_EXITED, b"\7")
+        self.heldUp(guarding, output + ended)
+        guarding._kill(self.path, "token")
+        self.peer.join(60)
+        last = encodeFrame(FrameType.COMMAND, Command.DISCONNECT_SHIM)
+        self.assertTrue(self.received.endswith(last), self.received)
+
+
 class UseTests(SynchronousTestCase):
     """The source of the package, without its tests."""
-
-    maxDiff = None
 
     def test_timers(self) -> None:
         """P21: no deadline is a reactor's own timer."""
         package = Path(ccproxy.__file__).parent
-        found = {}
+        found = set()
         for path in sorted(package.rglob("*.py")):
             module = str(path.relative_to(package))
             if not module.startswith("test"):
-                uses = set(_timers(ast.parse(path.read_text()), ""))
-                if uses:
-                    found[module] = uses
-        allowed = {module: set(functions.split()) for module, functions in INTERVALS.items()}
-        self.assertEqual(found, allowed)
+                uses = _timers(ast.parse(path.read_text()), "")
+                found |= {(module, function) for function in uses}
+        for module, functions in INTERVALS.items():
+            found -= {(module, function) for function in functions.split()}
+        self.assertEqual(found, set(), "use ccproxy.net.deadlines, or list them as intervals")
+
+    def test_loops(self) -> None:
+        """P21: no loop ends by the time before it has looked once more."""
+        package = Path(ccproxy.__file__).parent
+        found = []
+        for path in sorted(package.rglob("*.py")):
+            module = str(path.relative_to(package))
+            if not module.startswith("test"):
+                for node in ast.walk(ast.parse(path.read_text())):
+                    if isinstance(node, ast.While):
+                        condition = ast.unparse(node.test)
+                        if "monotonic()" in condition or "seconds()" in condition:
+                            found.append((module, condition))
+        self.assertEqual(found, [])
 
 
 def _timers(node: ast.AST, function: str) -> Iterator[str]:

@@ -58,7 +58,9 @@ async def restart(client: AdminClient, timeout: float) -> None:
         show(["The daemon is restarting."])
         return
     deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
+    overdue = False
+    while not overdue:
+        overdue = time.monotonic() >= deadline  # give up after one more look
         time.sleep(LOOK)  # nothing else happens here
         try:
             after = await client.get("/v1/status")
