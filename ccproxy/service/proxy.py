@@ -28,7 +28,7 @@ from ..net.listening import UNIXListener
 from ..net.monotonic import useMonotonicTime
 from ..net.polling import Poller
 from ..net.protocols import ProxyFactory
-from ..wire.payloads import checkUTF8
+from ..wire.text import checkUTF8
 from .dumping import StateDump
 from .logging import DaemonLog
 from .logsinks import missingSinks

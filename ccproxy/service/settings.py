@@ -16,7 +16,7 @@ from ..core.limits import Limits
 from ..errors import CCProxyError
 from ..net.address import DEFAULT_SOCKET, MAX_PATH, adminPath
 from ..wire.codes import Dialect
-from ..wire.payloads import checkUTF8
+from ..wire.text import checkUTF8
 
 #: What can be done about the kernel's samepage merging: stop it, leave it alone, pace it.
 KSM_MODES = ("off", "initial", "auto")

@@ -9,8 +9,9 @@ import os
 from collections.abc import Callable
 from math import nan
 
+from ..errors import CCProxyError
 from ..net.address import DEFAULT_ADMIN_SOCKET, DEFAULT_SOCKET, adminPath, socketPath
-from ..wire.payloads import checkUTF8
+from ..wire.text import checkUTF8
 
 
 def address(text: str) -> str:
@@ -21,12 +22,20 @@ def address(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+class BadWord(CCProxyError):
+    """A word of the command line that the protocol cannot carry."""
+
+
 def text(word: str) -> str:
-    """A word that the protocol has to carry, for argparse."""
+    """
+    A word that the protocol has to carry, for argparse.
+
+    @raise BadWord: it is not UTF-8. C{ccproxyctl} says so in one line, without the usage.
+    """
     try:
         checkUTF8(word)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise BadWord(str(error)) from None
     return word
 
 

@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import Any
 
 from .. import __version__
+from .arguments import BadWord
 
 #: The module of each command, which has C{makeParser} and C{main}, and what the command does.
 COMMANDS = {
@@ -80,7 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] not in COMMANDS:
         # Prints help, version or an error, and exits.
         makeParser().parse_args(words[:1])
-    status: int = _module(words[0]).main(words[1:])
+    try:
+        status: int = _module(words[0]).main(words[1:])
+    except BadWord as error:
+        print(f"ccproxyctl {words[0]}: {error}", file=sys.stderr)
+        return 2
     return status
 
 

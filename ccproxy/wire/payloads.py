@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from ..errors import BadPayload, LocalProtocolError
+from .text import notUTF8
 
 #: The most I/O tokens that one command can ask for.
 MAX_STREAMS = 4096
@@ -192,21 +193,4 @@ def encode(payload: object) -> bytes:
     try:
         return _encoder.encode(payload)
     except UnicodeEncodeError as error:
-        raise LocalProtocolError(_notUTF8(error.object)) from None
-
-
-def checkUTF8(text: str) -> None:
-    """
-    Check that JSON can carry a text. One that Python has made of bytes that are not UTF-8, such as
-    a word of a command line, it can not.
-
-    @raise ValueError: it cannot.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(_notUTF8(text)) from None
-
-
-def _notUTF8(text: str) -> str:
-    return f"{text!r} is not UTF-8, and the protocol can carry nothing else"
+        raise LocalProtocolError(notUTF8(error.object)) from None
