@@ -31,6 +31,8 @@ FIRST_PASSED = 3
 LOCK_TIMEOUT = 5.0
 _LOCK_INTERVAL = 0.05
 _CREDENTIALS = struct.Struct("3i")
+# The socket module does not know it yet.
+_SO_PEERPIDFD = 77
 
 
 class CannotListen(CCProxyError):
@@ -50,6 +52,17 @@ def credentials(connected: socket.socket) -> str:
 def peerUser(connected: socket.socket) -> int:
     """The user at the other end of an AF_UNIX socket, as of when it connected."""
     return _credentials(connected)[1]
+
+
+def peerProcess(connected: socket.socket) -> int | None:
+    """
+    A pidfd of the process at the other end of an AF_UNIX socket, as of when that connected or began
+    to listen, in whatever PID namespace it is; L{None} where the kernel (before 6.5) gives none.
+    """
+    try:
+        return connected.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError:
+        return None
 
 
 def _credentials(connected: socket.socket) -> tuple[int, int, int]:

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import socketserver
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -61,18 +63,25 @@ class AdminServer:
     @ivar path: the socket.
     @ivar answers: an answer for each method and path with query, such as C{GET /v1/vms}.
     @ivar asked: those that were asked, with their bodies out of JSON.
+    @ivar connections: those that there have been.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.answers: dict[str, Answer] = {}
         self.asked: list[tuple[str, Any]] = []
+        self.connections: list[socket.socket] = []
         outer = self
 
         class Request(BaseHTTPRequestHandler):
             """One request, on a connection of its own."""
 
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                """It begins."""
+                super().setup()
+                outer.connections.append(self.connection)
 
             def log_message(self, *args: object) -> None:
                 """There is no log."""
@@ -107,9 +116,17 @@ class AdminServer:
         self.answers.get(asked, missing)(request)
 
     def close(self) -> None:
-        """Stop it, and remove the socket."""
+        """Stop it, remove the socket, and end all connections."""
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
             self._server.server_close()
             os.unlink(self.path)
+            self.drop()
+
+    def drop(self) -> None:
+        """End all connections."""
+        while self.connections:
+            # One that is closed already has no other end.
+            with suppress(OSError):
+                self.connections.pop().shutdown(socket.SHUT_RDWR)

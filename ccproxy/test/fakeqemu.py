@@ -16,6 +16,7 @@ import re
 import socket
 import sys
 import time
+from contextlib import suppress
 
 #: How long it lives at most, in seconds.
 LIFE = 60.0
@@ -38,7 +39,8 @@ def _serve(listening: socket.socket, opened: bool) -> None:
     while time.monotonic() < deadline:
         connection, _ = listening.accept()
         connection.settimeout(LIFE)
-        with connection, connection.makefile("rwb") as lines:
+        # Whoever only looks whether somebody listens here reads nothing.
+        with suppress(ConnectionError), connection, connection.makefile("rwb") as lines:
             lines.write(b'{"QMP": {"version": {}}}\n')
             lines.flush()
             for line in lines:

@@ -155,27 +155,54 @@ class ChangeTests(AskingTestCase):
         self.assertEqual(asked, [{"draining": True}, {"draining": False}])
 
     def test_stop(self) -> None:
-        """The command ends when the daemon's process has."""
-        daemon = subprocess.Popen(["sleep", "60"])
-        self.addCleanup(daemon.wait)
-        self.addCleanup(daemon.kill)
+        """The command ends when the daemon has, whatever process here has the id that it tells."""
+        other = subprocess.Popen(["sleep", "60"])
+        self.addCleanup(other.wait)
+        self.addCleanup(other.kill)
 
         def stopped(request: BaseHTTPRequestHandler) -> None:
             answering(None)(request)
-            threading.Timer(0.3, daemon.kill).start()
+            # First the connections that are idle for long, then all.
+            threading.Timer(0.1, self.server.drop).start()
+            threading.Timer(0.3, self.server.close).start()
 
-        self.answer("GET /v1/status", {"pid": daemon.pid})
+        self.answer("GET /v1/status", {"pid": other.pid, "startedAt": "2026-12-01T00:00:00Z"})
         self.server.answers["POST /v1/stop"] = answering(None)
         _, err = self.ctl("stop", "--timeout", "0.2", status=1)
         self.assertIn("has not ended within 0.2 s: its log says", err)
         self.assertEqual(self.ctl("stop", "--timeout", "0")[0], "The daemon is stopping.\n")
-        self.assertIsNone(daemon.poll())
+        self.assertIn("'-1' is not from 0 to", self.ctl("stop", "--timeout", "-1", status=2)[1])
         self.server.answers["POST /v1/stop"] = stopped
         self.assertEqual(self.ctl("stop")[0], "The daemon has ended.\n")
-        daemon.wait(TIMEOUT)
-        self.assertIn("'-1' is not from 0 to", self.ctl("stop", "--timeout", "-1", status=2)[1])
-        # A process that nobody here can see, as that of a container, is not waited for.
-        self.assertEqual(self.ctl("stop")[0], "The daemon is stopping.\n")
+        self.assertIsNone(other.poll())
+
+    def test_stopAndSuccessor(self) -> None:
+        """A daemon that follows at once, with the same id in its container, is another one."""
+        times = iter(["2026-12-01T00:00:00Z", "2026-12-01T00:00:01Z"])
+
+        def status(request: BaseHTTPRequestHandler) -> None:
+            answering({"pid": 1, "startedAt": next(times)})(request)
+
+        def stopped(request: BaseHTTPRequestHandler) -> None:
+            answering(None)(request)
+            threading.Timer(0.1, self.server.drop).start()
+
+        self.server.answers["GET /v1/status"] = status
+        self.server.answers["POST /v1/stop"] = stopped
+        self.assertEqual(self.ctl("stop")[0], "The daemon has ended.\n")
+
+    def test_restartInContainer(self) -> None:
+        """A successor that has the same process id as the daemon before is another one."""
+        times = iter(["2026-12-01T00:00:00Z"] * 2 + ["2026-12-01T00:00:01Z"])
+
+        def status(request: BaseHTTPRequestHandler) -> None:
+            answering({"pid": 1, "startedAt": next(times), "version": "2"})(request)
+
+        self.server.answers["GET /v1/status"] = status
+        self.answer("POST /v1/restart", None)
+        self.assertEqual(
+            self.ctl("restart")[0], "The daemon has restarted: pid 1, version 2, before 2.\n"
+        )
 
 
 class StreamTests(AskingTestCase):

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import stat
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -251,6 +252,35 @@ class StartTests(VMTestCase):
         vm.folder.mkdir(parents=True)
         (vm.folder / "pid").write_text(f"{os.getpid()}\n")
         self.assertFalse(vm.isRunning())
+
+    def test_anotherNamespace(self) -> None:
+        """A VM whose QEMU is not seen here, whatever process has its id, runs and is left alone."""
+        vm = self.start()
+        other = subprocess.Popen(["sleep", "60"])
+        self.addCleanup(other.wait)
+        self.addCleanup(other.kill)
+        file = vm.folder / "pid"
+        told = file.read_text()
+        self.addCleanup(file.write_text, told)
+        file.write_text(f"{other.pid}\n")
+        self.patch(hypervisor, "STOP_TIMEOUT", 0.1)
+        self.assertEqual((vm.isRunning(), vm.about()["pid"]), (True, 0))
+        self.assertIn("runs already", str(self.assertRaises(VMError, self.start)))
+        self.assertIn("PID namespace", str(self.assertRaises(VMError, vm.kill)))
+        self.assertIsNone(other.poll())
+        self.assertTrue(vm.folder.exists())
+
+    def test_recycledID(self) -> None:
+        """A process that has got the id between the look and the signal is not killed."""
+        vm = self.start()
+        other = subprocess.Popen(["sleep", "60"])
+        self.addCleanup(other.wait)
+        self.addCleanup(other.kill)
+        answers = [other.pid]
+        self.patch(vm, "pid", lambda: answers.pop() if answers else 0)
+        self.patch(vm, "isRunning", lambda: False)
+        vm.kill()
+        self.assertIsNone(other.poll())
 
     def test_comma(self) -> None:
         """A folder with a comma in its name."""

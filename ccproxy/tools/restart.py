@@ -66,7 +66,8 @@ async def restart(client: AdminClient, timeout: float) -> None:
             after = await client.get("/v1/status")
         except AdminError:
             continue
-        if after["pid"] != before["pid"]:
+        # In a container each daemon may be process 1.
+        if after["startedAt"] != before["startedAt"]:
             versions = f"version {after['version']}, before {before['version']}"
             show([f"The daemon has restarted: pid {after['pid']}, {versions}."])
             return

@@ -5,13 +5,20 @@ C{ccproxyctl stop}: the daemon ends in order.
 from __future__ import annotations
 
 import argparse
-import os
 import select
-from collections.abc import Sequence
+import socket
+import time
+from collections.abc import Mapping, Sequence
 
-from .adminclient import AdminClient, AdminError
+from ..net.binding import peerProcess
+from .adminclient import ANSWER_TIMEOUT, AdminClient, AdminError, NoDaemon
 from .arguments import seconds
 from .asking import ask, askingParser, show
+
+#: Seconds between two looks whether the daemon listens.
+LOOK = 0.1
+#: Seconds to wait for the process to exit once it serves nobody: it may still write its log.
+EXIT_TIMEOUT = 2.0
 
 
 def makeParser() -> argparse.ArgumentParser:
@@ -46,23 +53,72 @@ def main(arguments: Sequence[str]) -> int:
 
 async def stop(client: AdminClient, timeout: float) -> None:
     """
-    Stop the daemon, and wait for its end.
+    Stop the daemon, and wait until a connection to it ends. The process id that it tells is of no
+    use for that: the daemon may be in another PID namespace, where other processes have our ids.
 
     @raise AdminError: it has not ended in time.
     """
-    pid = (await client.get("/v1/status"))["pid"]
-    try:
-        process = os.pidfd_open(pid)
-    except OSError:
-        # It has ended meanwhile, or its processes are none of ours, as with a container's.
-        timeout = 0.0
+    before = await client.get("/v1/status")
+    connection = _connect(client.path)
+    process = None if connection is None else peerProcess(connection)
     await client.ask("POST", "/v1/stop")
     if not timeout:
         show(["The daemon is stopping."])
         return
-    if not select.select([process], [], [], timeout)[0]:
-        raise AdminError(
-            f"the daemon was told to stop, and has not ended within {timeout:g} s: its log says "
-            "what it waits for"
-        )
+    deadline = time.monotonic() + timeout
+    while connection is not None:
+        with connection:
+            if not _closed(connection, deadline):
+                raise AdminError(
+                    f"the daemon was told to stop, and has not ended within {timeout:g} s: its log "
+                    "says what it waits for"
+                )
+        connection = await _connectAgain(client, before)
+    if process is not None:
+        select.select([process], [], [], EXIT_TIMEOUT)
     show(["The daemon has ended."])
+
+
+def _connect(path: str) -> socket.socket | None:
+    """Connect to the admin socket; return L{None} if nobody listens there."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(ANSWER_TIMEOUT)
+    try:
+        connection.connect(path)
+    except OSError:
+        connection.close()
+        return None
+    return connection
+
+
+def _closed(connection: socket.socket, deadline: float) -> bool:
+    """Return whether the daemon closes a connection in time."""
+    while (left := deadline - time.monotonic()) > 0:
+        connection.settimeout(left)
+        try:
+            if not connection.recv(4096):
+                return True
+        except TimeoutError:
+            break
+        except OSError:
+            return True
+    return False
+
+
+async def _connectAgain(client: AdminClient, before: Mapping[str, object]) -> socket.socket | None:
+    """
+    Connect again, as the daemon closes connections that are idle for long.
+
+    @param before: the daemon's status.
+    @return: L{None} if that daemon has ended.
+    """
+    try:
+        after = await client.get("/v1/status")
+    except NoDaemon:
+        return None
+    except AdminError:
+        time.sleep(LOOK)  # it ends just now, and nothing else happens here
+    else:
+        if after["startedAt"] != before["startedAt"]:
+            return None
+    return _connect(client.path)

@@ -151,7 +151,8 @@ def _list(options: argparse.Namespace) -> int:
     for vm in found:
         age = "-" if vm["age"] is None else f"{vm['age']:.0f} s"
         memory = f"{vm.get('memory', '-')} MiB"
-        pid, by = vm["pid"] or "ended", vm.get("accelerator", "-")
+        pid = vm["pid"] or ("elsewhere" if vm["running"] else "ended")
+        by = vm.get("accelerator", "-")
         print(f"{vm['name']:<20} {pid!s:>8} {by!s:<4} {memory:>9} {age:>8}")
     return 0
 

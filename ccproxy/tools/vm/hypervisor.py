@@ -8,13 +8,16 @@ open, and the guest never run. Otherwise QEMU emulates the processor, some twent
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -96,7 +99,7 @@ class VM:
         self.name = name
         self.folder = runFolder() / name
         self.control, self.io, self.console, self._monitor = (
-            str(self.folder / socket) for socket in ("control", "io", "console", "monitor")
+            str(self.folder / name) for name in ("control", "io", "console", "monitor")
         )
         if len(os.fsencode(self._monitor)) > MAX_PATH:
             raise VMError(
@@ -217,8 +220,12 @@ class VM:
         return pid if os.fsencode(self.folder / "pid") in command.split(b"\0") else 0
 
     def isRunning(self) -> bool:
-        """Whether QEMU runs it."""
-        return self.pid() != 0
+        """Whether QEMU runs it, be it in another PID namespace, where we do not see its process."""
+        if self.pid():
+            return True
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
+            return probe.connect_ex(self._monitor) not in (errno.ECONNREFUSED, errno.ENOENT)
 
     def about(self) -> dict[str, object]:
         """What C{vm list} says of it."""
@@ -228,7 +235,10 @@ class VM:
             known = {"name": self.name}
         begun = known.pop("monotonic", None)
         age = time.monotonic() - begun if isinstance(begun, float) else None
-        return {**known, "age": age, "pid": self.pid(), "folder": str(self.folder)}
+        running = self.isRunning()
+        return {
+            **known, "age": age, "pid": self.pid(), "running": running, "folder": str(self.folder)
+        }  # fmt: skip
 
     # Ending
 
@@ -245,12 +255,21 @@ class VM:
         """Switch it off, if it runs."""
         pid = self.pid()
         if pid:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                return
+            with suppress(ProcessLookupError):
+                process = os.pidfd_open(pid)
+                try:
+                    # The id may have become another process's before it was opened.
+                    if self.pid() == pid:
+                        signal.pidfd_send_signal(process, signal.SIGKILL)
+                finally:
+                    os.close(process)
             if not self.ended(STOP_TIMEOUT):
                 raise VMError(f"QEMU, process {pid} of the VM {self.name!r}, cannot be killed")
+        elif not self.ended(STOP_TIMEOUT):
+            raise VMError(
+                f"the QEMU of the VM {self.name!r} runs in another PID namespace, in a container "
+                "perhaps: stop it there"
+            )
 
     def remove(self) -> None:
         """Remove what a VM that has ended leaves behind."""
