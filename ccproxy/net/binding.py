@@ -90,6 +90,23 @@ class ListeningSocket:
         """What tells the file at its path from others, if we have made it."""
         return self._inode
 
+    @property
+    def isLost(self) -> bool:
+        """Whether its file was removed, renamed or replaced, or is not ours."""
+        return self._inode is None or socketFile(self.path) != self._inode
+
+    def revoke(self) -> None:
+        """
+        End the socket in every process that has it: no client can connect to it any more. Those
+        that have connected can still be accepted. The file stays where it is.
+        """
+        self.disown()
+        self.socket.shutdown(socket.SHUT_RDWR)
+
+    def disown(self) -> None:
+        """Leave the file at its path to others."""
+        self._inode = None
+
     def close(self) -> None:
         """Stop listening. The path is removed if we made it and it is still the same."""
         if self._inode is not None:
@@ -227,7 +244,8 @@ def _removeStale(path: str) -> None:
         probe.setblocking(False)
         result = probe.connect_ex(path)
         if result == errno.ECONNREFUSED:
-            os.unlink(path)
+            with suppress(FileNotFoundError):
+                os.unlink(path)
         elif result == errno.EACCES:
             raise CannotListen(
                 f"cannot listen on {path}: there is a socket that this user may not open; "

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 
 from twisted.internet.address import UNIXAddress
@@ -15,7 +17,7 @@ from twisted.internet.interfaces import IDelayedCall, IListeningPort, IProtocolF
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from .binding import ListeningSocket, bind, credentials, passedSocket
+from .binding import BACKLOG, CannotListen, ListeningSocket, bind, credentials, passedSocket
 from .ordinary import attach
 from .polling import Poller
 
@@ -34,7 +36,12 @@ class UNIXListener:
     Out of descriptors, it turns clients away at once instead of letting them wait: one descriptor
     is kept in reserve for that.
 
+    A socket that was taken over and that clients do not find at its path, because its file was
+    removed or renamed or another path is configured, is replaced by a new one. Clients that had
+    connected to it are served.
+
     @ivar path: where it listens; that of a passed socket once it listens.
+    @ivar whenRevoked: called when another process that has the socket has shut it down.
     """
 
     _log = Logger()
@@ -47,6 +54,7 @@ class UNIXListener:
         mode: int = 0o660,
         group: str | int | None = None,
         taken: ListeningSocket | None = None,
+        replaces: bool = True,
     ) -> None:
         """
         @param poller: the poller of the connections.
@@ -54,6 +62,7 @@ class UNIXListener:
         @param mode: see L{bind}.
         @param group: see L{bind}.
         @param taken: the socket of the process whose place this one takes.
+        @param replaces: make a new socket if the file of C{taken} is lost.
         """
         self.path = path
         self._poller = poller
@@ -62,6 +71,9 @@ class UNIXListener:
         self._group = group
         self._listening: ListeningSocket | None = None
         self._taken = taken
+        self._replaces = replaces
+        self._left: ListeningSocket | None = None
+        self.whenRevoked: Callable[[], object] = lambda: None
         self._reserve: int | None = None
         self._starved = False
         self._again: IDelayedCall | None = None
@@ -77,6 +89,8 @@ class UNIXListener:
         self._reserve = _reserve()
         self._factory.doStart()
         self._watch()
+        if self._left is not None:
+            self._poller.reactor.callLater(0, self._acceptLeft)
 
     def _watch(self) -> None:
         self._poller.watch(self.fileno(), self.accept)
@@ -87,11 +101,39 @@ class UNIXListener:
         """
         passed, taken = passedSocket(os.environ), self._taken
         self._taken = None
-        if taken is not None:
-            if passed is None and taken.path == os.path.abspath(self.path):
-                return taken
-            taken.close()  # something else was configured meanwhile
-        return passed or bind(self.path, self._mode, self._group)
+        path = os.path.abspath(self.path)
+        if taken is None:
+            return passed or bind(path, self._mode, self._group)
+        if passed is None and taken.path == path and not (self._replaces and taken.isLost):
+            return taken
+        try:
+            made = passed or bind(path, self._mode, self._group)
+        except CannotListen as problem:
+            # Those who are connected must not suffer for it.
+            self._log.error(
+                "clients that are not connected yet cannot connect any more: {problem}",
+                event="socket-lost",
+                problem=problem,
+            )
+            return taken
+        self._log.warn(
+            "listening on {path} anew: the socket of the process before, {old}, is not there any"
+            " more",
+            event="socket-replaced",
+            path=made.path,
+            old=taken.path,
+        )
+        self._left = taken
+        return made
+
+    def _acceptLeft(self) -> None:
+        """Serve those who have connected to the socket that was replaced."""
+        left, self._left = self._left, None
+        if left is not None:
+            with suppress(OSError):
+                for _ in range(BACKLOG + 1):
+                    self.serve(left.socket.accept()[0])
+            left.close()
 
     @property
     def made(self) -> tuple[int, int] | None:
@@ -107,6 +149,9 @@ class UNIXListener:
                 self._again.cancel()
                 self._again = None
             listening.close()
+            if self._left is not None:
+                self._left.close()
+                self._left = None
             if self._reserve is not None:
                 os.close(self._reserve)
                 self._reserve = None
@@ -129,10 +174,23 @@ class UNIXListener:
         except OSError as error:
             if error.errno in _NO_ROOM:
                 self._turnAway(self._listening.socket, error)
+            elif _isShutDown(self._listening.socket):
+                self._revoked(self._listening)
             # Else it is gone before it was accepted.
             return
         self._starved = False
         self.serve(connection)
+
+    def _revoked(self, listening: ListeningSocket) -> None:
+        """Somebody has shut the socket down: the poller would call again and again."""
+        self._poller.unwatch(listening.socket.fileno())
+        self._log.warn(
+            "no client can connect to {path} any more: another process has shut the socket down",
+            event="socket-lost",
+            path=self.path,
+        )
+        listening.disown()
+        self.whenRevoked()
 
     def serve(self, connection: socket.socket) -> None:
         """Serve a connected socket, as if it had been accepted here."""
@@ -176,6 +234,13 @@ class UNIXListener:
         self._again = None
         self._reserve = _reserve()
         self._watch()
+
+
+def _isShutDown(listening: socket.socket) -> bool:
+    # accept() itself does not say so: it finds nothing, and epoll reports input for ever.
+    poll = select.poll()
+    poll.register(listening, 0)  # a hang-up is told unasked
+    return bool(poll.poll(0))
 
 
 def _reserve() -> int | None:

@@ -178,6 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             listening = bind(settings.socketPath, settings.socketMode, settings.socketGroup)
             join(listening)
         except CannotJoin as problem:
+            if listening is not None and problem.given:
+                # Or a daemon that has taken it could serve it, too.
+                listening.revoke()
             joined = listening, str(problem)
         except CCProxyError as problem:
             print(f"cc-proxy: {problem}", file=sys.stderr)

@@ -98,6 +98,12 @@ class Pods(Service):
         @raise CannotJoin: it did not come, or is none to serve on.
         """
         descriptor = self.received.take(inode)
+        listener = self.listeners.get(path)
+        if listener is not None and inodeOf(listener.fileno()) == inode:
+            # The daemon before has taken it, and died before its answer arrived.
+            if descriptor is not None:
+                os.close(descriptor)
+            return
         if descriptor is None:
             raise CannotJoin(f"{path}: no socket came with the request")
         if until is not None and time.monotonic() > until:
@@ -126,8 +132,9 @@ class Pods(Service):
         if served:
             self._registry.urls.add(_url(path))
         factory = ProxyFactory(self._registry, _url(path))
-        listener = UNIXListener(self._poller, path, factory, taken=listening)
+        listener = UNIXListener(self._poller, path, factory, taken=listening, replaces=False)
         listener.startListening()
+        listener.whenRevoked = lambda: self._revoked(path)
         self.listeners[path] = listener
         self._changed()
 
@@ -146,6 +153,11 @@ class Pods(Service):
                 self.log.info("the pod on {path} has ended", event="pod-left", path=path)
                 self._close(path)
         self._look = self._reactor.callLater(LOOK, self._check)
+
+    def _revoked(self, path: str) -> None:
+        """The pod's process had no answer in time, and serves the pod alone."""
+        self.log.info("the pod on {path} has left", event="pod-left", path=path)
+        self._close(path)
 
     def _served(self, path: str) -> bool:
         """Whether the VM of a pod has been registered."""

@@ -5,8 +5,11 @@ What C{cc-proxy -uri} with C{join} makes of a daemon that does not answer as it 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import socket
+import tempfile
 import threading
 import time
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.net.binding import ListeningSocket, bind
+from ccproxy.net.passed import inodeOf
 from ccproxy.service import join as joining
 from ccproxy.service import pods
 from ccproxy.service.join import CannotJoin, join
@@ -27,13 +31,18 @@ class JoinTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Make the pod's socket, and somebody who takes the daemon's place."""
-        folder = self.mktemp()
-        os.mkdir(folder)
+        folder = tempfile.mkdtemp()  # a short path
+        self.addCleanup(shutil.rmtree, folder)
         self.listening = self.bound(os.path.join(folder, "pod"))
-        self.admin = self.bound(os.path.join(folder, "admin"))
-        self.admin.socket.setblocking(True)
+        self.folder = folder
+        self.newAdmin()
         self.patch(joining, "TIMEOUT", 0.3)
         self.patch(joining, "MARGIN", 0.0)
+
+    def newAdmin(self) -> None:
+        """Make the daemon's admin socket, to which nobody has connected yet."""
+        self.admin = self.bound(os.path.join(self.folder, f"admin{time.monotonic_ns()}"))
+        self.admin.socket.setblocking(True)
 
     def bound(self, path: str) -> ListeningSocket:
         """A listening socket."""
@@ -50,6 +59,7 @@ class JoinTests(SynchronousTestCase):
         @param pause: seconds between two of these.
         """
         done = threading.Event()
+        self.newAdmin()
 
         def serve() -> None:
             connection = self.admin.socket.accept()[0]
@@ -64,7 +74,8 @@ class JoinTests(SynchronousTestCase):
         overdue = threading.Timer(20.0, done.set)
         overdue.start()
         try:
-            return str(self.assertRaises(CannotJoin, join, self.listening, self.admin.path))
+            self.problem = self.assertRaises(CannotJoin, join, self.listening, self.admin.path)
+            return str(self.problem)
         finally:
             overdue.cancel()
             done.set()
@@ -84,11 +95,53 @@ class JoinTests(SynchronousTestCase):
         self.assertIn("has not answered", str(error))
 
     def test_closes(self) -> None:
-        """A daemon that dies at any point of its answer has not taken the pod."""
-        whole = b"HTTP/1.1 409 Conflict\r\nA: b\r\n\r\nfull"
+        """
+        A daemon that dies before the first line of its answer is whole may have taken the pod: the
+        next one is asked. Else what that line says counts.
+        """
+        line = b"HTTP/1.1 409 Conflict\r\n"
+        whole = line + b"A: b\r\n\r\nfull"
         for cut in range(0, len(whole) + 1, 5):
-            self.assertIn("does not take it", self.refused(whole[:cut]))
+            said = "has not answered" if cut < len(line) else "does not take it"
+            self.assertIn(said, self.refused(whole[:cut]))
         self.assertTrue(self.refused(whole).endswith("full"))
+
+    def test_nextDaemon(self) -> None:
+        """The daemon that follows one that has died is asked, with the same socket."""
+        self.patch(joining, "TIMEOUT", 30.0)
+        inodes: list[int] = []
+
+        def serve() -> None:
+            for answer in (b"", b"HTTP/1.1 2", b"HTTP/1.1 200 OK\r\n\r\n"):
+                with self.admin.socket.accept()[0] as connection:
+                    _, (descriptor,), _, _ = socket.recv_fds(connection, 1 << 16, 1)
+                    inodes.append(inodeOf(descriptor))
+                    os.close(descriptor)
+                    connection.sendall(answer)
+
+        server = threading.Thread(target=serve, daemon=True)
+        server.start()
+        join(self.listening, self.admin.path)
+        server.join(20)
+        self.assertEqual(inodes, [inodeOf(self.listening.socket.fileno())] * 3)
+
+    def test_revoked(self) -> None:
+        """A socket that a daemon may have taken can be taken back, which leaves it to nobody."""
+        for answer, given in ((b"", True), (b"HTTP/1.1 409 Conflict\r\n\r\n", False)):
+            self.refused(answer)
+            self.assertIs(self.problem.given, given)
+        with (
+            socket.socket(fileno=os.dup(self.listening.socket.fileno())) as daemons,
+            socket.socket(socket.AF_UNIX) as early,
+        ):
+            daemons.setblocking(False)
+            early.connect(self.listening.path)
+            self.listening.revoke()
+            daemons.accept()[0].close()  # one who has connected before
+            self.assertRaises(BlockingIOError, daemons.accept)
+            with socket.socket(socket.AF_UNIX) as late:
+                self.assertEqual(late.connect_ex(self.listening.path), errno.ECONNREFUSED)
+            self.bound(self.listening.path)
 
 
 class LateTests(SynchronousTestCase):

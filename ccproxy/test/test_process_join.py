@@ -5,9 +5,15 @@ Pods of C{cc-proxy -uri} that join the daemon of the host: docs/reliability, "Po
 from __future__ import annotations
 
 import os
+import select
 import signal
+import socket
 import subprocess
+import sys
+from pathlib import Path
 
+from ccproxy.net.binding import bind
+from ccproxy.service.join import join
 from ccproxy.testing.agent import ScriptedAgent
 from ccproxy.testing.client import BlockingClient
 from ccproxy.testing.daemon import Daemon, environment, eventually, isIdle, script
@@ -16,6 +22,13 @@ from ccproxy.wire.codes import Stream
 from .processes import DaemonTestCase, PlayedVM
 
 PODS = 10
+
+
+def waitingAt(path: str) -> bool:
+    """Whether somebody has connected to a socket that does not accept."""
+    sockets = Path("/proc/net/unix").read_text().splitlines()
+    # The listening one is in state 01 and has flags; a connection that waits has the path, too.
+    return sum(line.endswith(f" {path}") for line in sockets) > 1
 
 
 class JoinTests(DaemonTestCase):
@@ -28,11 +41,22 @@ class JoinTests(DaemonTestCase):
         self.daemon = self.cleared(Daemon(command=begin)).start()
         self.addCleanup(lambda: self.daemon.isAlive() and self.daemon.stop())
 
-    def pod(self, name: str, admin: str = "", join: str = "1") -> subprocess.Popen[bytes]:
-        """Start C{cc-proxy} for a pod."""
+    def pod(
+        self, name: str, admin: str = "", join: str = "1", patient: bool = False
+    ) -> subprocess.Popen[bytes]:
+        """
+        Start C{cc-proxy} for a pod.
+
+        @param patient: it gives the daemon all the time that this machine may need.
+        """
+        program = (
+            "import sys; from ccproxy.service import ccproxy_command, join; join.TIMEOUT = 60.0;"
+            " sys.exit(ccproxy_command.main())"
+        )
+        begin = [sys.executable, "-c", program] if patient else script("cc-proxy")
         path = os.path.join(self.daemon.directory, name)
         process = subprocess.Popen(
-            [*script("cc-proxy"), "-uri", f"unix://{path}", "-log", "info"],
+            [*begin, "-uri", f"unix://{path}", "-log", "info"],
             env=environment(
                 CC_PROXY_JOIN=join, CCPROXY_ADMIN_SOCKET=admin or f"{self.daemon.path}.admin"
             ),
@@ -98,6 +122,51 @@ class JoinTests(DaemonTestCase):
             process.vm.attach().unregisterVM(process.vm.id)
         paths = [os.path.join(self.daemon.directory, name) for name in names]
         eventually(lambda: not any(map(os.path.exists, paths)), "the sockets' removal")
+
+    def test_deadDaemon(self) -> None:
+        """A pod whose request died with the daemon joins the next one, once."""
+        self.daemon.waitLog("event=started")
+        child = self.daemon.child
+        os.kill(child, signal.SIGSTOP)
+        pod = self.pod("pod", patient=True)
+        path = f"{self.daemon.path}.admin"
+        eventually(lambda: waitingAt(path) or pod.poll() is not None, "the pod has asked")
+        os.kill(child, signal.SIGKILL)
+        self.assertEqual(pod.wait(60), 0)
+        self.podVM("pod").usable()
+        self.assertEqual(self.daemon.log().count("event=pod-joined"), 1)
+
+    def test_revoked(self) -> None:
+        """A pod that has had no answer serves alone; a daemon that has its socket serves it not."""
+        with socket.socket(socket.AF_UNIX) as admin:
+            admin.bind(os.path.join(self.daemon.directory, "dies"))
+            admin.listen()
+            pod = self.pod("pod", admin=admin.getsockname())
+            connection = admin.accept()[0]
+            _, (taken,), _, _ = socket.recv_fds(connection, 1 << 16, 1)
+            early = BlockingClient(os.path.join(self.daemon.directory, "pod"))
+            self.addCleanup(early.close)
+            os.unlink(admin.getsockname())
+            connection.close()
+        with socket.socket(fileno=taken) as daemons:
+            daemons.setblocking(False)
+            self.podVM("pod").usable()
+            early.probe()
+            poll = select.poll()
+            poll.register(daemons, 0)
+            self.assertEqual(poll.poll(0), [(taken, select.POLLHUP)])
+        pod.terminate()
+        self.assertEqual(pod.wait(60), 0)
+
+    def test_revokedThere(self) -> None:
+        """A daemon that has taken a pod's socket lets it go when the pod's process revokes it."""
+        path = os.path.join(self.daemon.directory, "pod")
+        listening = bind(path)
+        self.addCleanup(listening.close)
+        join(listening, f"{self.daemon.path}.admin")
+        listening.revoke()
+        self.daemon.waitLog("event=pod-left")
+        self.assertTrue(os.path.exists(path))
 
     def test_url(self) -> None:
         """Clients are told the pod's own socket."""

@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ from ccproxy.net.restarting import WORKING_DESCRIPTORS
 from ccproxy.service.handover import HandoverForm
 from ccproxy.testing.agent import ScriptedAgent
 from ccproxy.testing.client import BlockingClient, commandFrame, hyperPayload, registration
-from ccproxy.testing.daemon import Daemon, eventually, script
+from ccproxy.testing.daemon import Daemon, environment, eventually, script
 from ccproxy.wire.codes import Command, ControlCode, FrameType, Stream
 from ccproxy.wire.frames import encodeFrame, encodeStream
 from ccproxy.wire.messages import encodeControl, encodeIO
@@ -276,6 +277,69 @@ class SmallRestartTests(RestartCase):
         self.assertEqual(os.stat(self.daemon.path).st_ino, before)
         self.assertEqual(self.daemon.stop(), 0)
         self.assertFalse(os.path.exists(self.daemon.path))
+
+    def test_atOnce(self) -> None:
+        """Of restarts at the same time each reports the new daemon, and nothing is lost."""
+        vm = self.vm(self.daemon)
+        command = [*script("ccproxyctl"), "restart", "--admin-socket", f"{self.daemon.path}.admin"]
+        asking = [
+            subprocess.Popen(
+                command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+            for _ in range(4)
+        ]
+        for process in asking:
+            said = process.communicate(timeout=120)[0].decode()
+            self.assertEqual(process.returncode, 0, said)
+            self.assertIn("The daemon has restarted: pid ", said)
+        vm.usable()
+
+    def test_lostFile(self) -> None:
+        """
+        P17: the next daemon makes the client socket again if its file was removed, renamed or
+        replaced, and serves those who had connected before.
+        """
+        vm = self.vm(self.daemon)
+        path = self.daemon.path
+
+        def replace() -> None:
+            os.unlink(path)
+            with socket.socket(socket.AF_UNIX) as stale:
+                stale.bind(path)
+
+        for nth, lose in enumerate(
+            (lambda: os.unlink(path), lambda: os.rename(path, f"{path}.old"), replace)
+        ):
+            child = self.daemon.child
+            os.kill(child, signal.SIGSTOP)
+            early = self.client(self.daemon)
+            lose()
+            if nth == 1:
+                self.kill()
+            else:
+                self.restart()
+                os.kill(child, signal.SIGCONT)
+            eventually(lambda: self.count("started") > nth + 1, "a restart", 60)  # noqa: B023
+            self.assertEqual(self.client(self.daemon).attachVM("vm"), [])
+            self.assertEqual(early.attachVM("vm"), [])
+        self.assertEqual(self.daemon.stop(), 0)
+        self.assertFalse(os.path.exists(path))
+        vm.agent.close()
+
+    def test_foreignFile(self) -> None:
+        """P17: where another daemon listens by now, the next daemon goes on without new clients."""
+        vm = self.vm(self.daemon)
+        os.unlink(self.daemon.path)
+        other = self.cleared(Daemon())
+        other.arguments[other.arguments.index(other.path)] = self.daemon.path
+        other.path = self.daemon.path
+        other.start()
+        self.restartNow()
+        vm.usable()
+        self.assertIn("event=socket-lost", self.daemon.log())
+        self.client(other).probe()
+        self.assertEqual(self.daemon.stop(), 0)
+        self.client(other).probe()
 
     def test_again(self) -> None:
         """A daemon that has nothing to hand over restarts too, and does not gather descriptors."""

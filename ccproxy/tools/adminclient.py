@@ -49,6 +49,10 @@ class NoDaemon(AdminError):
     status = 3
 
 
+class Broken(AdminError):
+    """The connection was lost before the end of the answer."""
+
+
 class NotPermitted(AdminError):
     """This user may not ask."""
 
@@ -194,7 +198,7 @@ class AdminClient:
 
     def _broken(self, path: str, reasons: list[Failure]) -> AdminError:
         why = printable("; ".join(reason.getErrorMessage() for reason in reasons))
-        return AdminError(
+        return Broken(
             f"the connection to the daemon at {self.path} was lost before the end of the answer "
             f"to {path} ({why}): it has ended, or what listens there is no ccproxy"
         )

@@ -5,15 +5,19 @@ C{ccproxyctl restart}: another daemon takes the place of the one that runs.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Sequence
+from typing import Any
 
-from .adminclient import AdminClient, AdminError
+from .adminclient import AdminClient, AdminError, Broken, NoDaemon
 from .arguments import seconds
 from .asking import ask, askingParser, show
 
 #: Seconds between two looks for the new daemon.
 LOOK = 0.1
+#: Seconds to wait for a daemon that does not answer at first, since it may be restarting.
+AWAY_TIMEOUT = 5.0
 
 
 def makeParser() -> argparse.ArgumentParser:
@@ -52,8 +56,13 @@ async def restart(client: AdminClient, timeout: float) -> None:
 
     @raise AdminError: there is none in time, or the daemon cannot restart.
     """
-    before = await client.get("/v1/status")
-    await client.ask("POST", "/v1/restart")
+    before = await _statusBefore(client)
+    try:
+        await client.ask("POST", "/v1/restart")
+    except (Broken, NoDaemon):
+        if not timeout:
+            raise
+        # Another restart has ended it before it could answer: wait for the successor.
     if not timeout:
         show(["The daemon is restarting."])
         return
@@ -75,3 +84,20 @@ async def restart(client: AdminClient, timeout: float) -> None:
         f"the daemon was told to restart, and no other has answered within {timeout:g} s: the log "
         "says why"
     )
+
+
+async def _statusBefore(client: AdminClient) -> Any:
+    """
+    The status of the daemon, or of its successor if it is just being restarted.
+
+    @raise AdminError: there is none.
+    """
+    deadline = time.monotonic() + AWAY_TIMEOUT
+    while True:
+        try:
+            return await client.get("/v1/status")
+        except (Broken, NoDaemon):
+            # A socket without a daemon behind it is left by one that has handed over, or has died.
+            if not os.path.exists(client.path) or time.monotonic() > deadline:
+                raise
+        time.sleep(LOOK)
