@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 from typing import Any
+from unittest import SkipTest
 
 from ..testing.agent import ScriptedAgent
 from ..testing.daemon import Daemon, environment, eventually, script
@@ -132,3 +133,14 @@ class CtlTests(DaemonTestCase):
         self.assertEqual(self.ctl("stop"), "The daemon has ended.\n")
         self.assertEqual(self.daemon.wait(), 0)
         self.assertIn("no daemon answers at the admin socket", self.ctl("status", status=3))
+
+    def test_stopInContainer(self) -> None:
+        """A daemon in a PID namespace of its own is waited for, and no process that has its id."""
+        unshare = ["unshare", "--pid", "--fork", "--kill-child"]
+        if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+            raise SkipTest("this machine gives no PID namespaces")
+        twistd = [*script("twistd"), "-n", "--pidfile=", "ccproxy", "--socket-path", "{socket}"]
+        self.daemon = self.cleared(Daemon(command=[*unshare, *twistd])).start()
+        self.assertIn("Process           1\n", self.ctl("status"))
+        self.assertEqual(self.ctl("stop"), "The daemon has ended.\n")
+        self.assertEqual(self.daemon.wait(), 0)

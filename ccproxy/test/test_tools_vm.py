@@ -10,11 +10,13 @@ import io
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -273,14 +275,13 @@ class StartTests(VMTestCase):
     def test_recycledID(self) -> None:
         """A process that has got the id between the look and the signal is not killed."""
         vm = self.start()
-        other = subprocess.Popen(["sleep", "60"])
-        self.addCleanup(other.wait)
-        self.addCleanup(other.kill)
-        answers = [other.pid]
-        self.patch(vm, "pid", lambda: answers.pop() if answers else 0)
-        self.patch(vm, "isRunning", lambda: False)
-        vm.kill()
-        self.assertIsNone(other.poll())
+        answers = [os.getpid()]
+        with mock.patch.object(vm, "pid", lambda: answers.pop() if answers else 0):
+            self.patch(vm, "isRunning", lambda: False)
+            self.patch(os, "kill", self.fail)
+            self.patch(signal, "pidfd_send_signal", self.fail)
+            vm.kill()
+        self.assertEqual(answers, [])
 
     def test_comma(self) -> None:
         """A folder with a comma in its name."""
