@@ -204,6 +204,8 @@ def _popen(
         # job; its programs would keep that and be deaf to Ctrl-C.
         for number in ignored:
             signal.signal(number, signal.SIG_DFL)
+        # Nor shall they hold back what the daemon holds back, or was started with.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if program.terminal:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         if place is not None:

@@ -4,8 +4,8 @@ The embedded agent as a Twisted service.
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 from functools import partial
 from typing import Any
 
@@ -114,6 +114,7 @@ class EmbeddedAgent(Service):
 
 def _user() -> str:
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
+        # Not the environment's: twistd may have given up root's privileges.
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())

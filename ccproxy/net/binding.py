@@ -84,6 +84,7 @@ class ListeningSocket:
     socket: socket.socket
     path: str
     _inode: tuple[int, int] | None = None
+    _madeDirectory: bool = False
 
     @property
     def made(self) -> tuple[int, int] | None:
@@ -107,6 +108,22 @@ class ListeningSocket:
         """Leave the file at its path to others."""
         self._inode = None
 
+    def give(self, uid: int, gid: int) -> None:
+        """
+        Give the socket's file, and its directory if this process made that, to another user.
+
+        @param uid: the user.
+        @param gid: the group, or -1 to leave it as it is.
+        @raise OSError: this user may not do so.
+        """
+        if self._inode is not None:
+            os.chown(self.path, uid, gid)
+        if self._madeDirectory:
+            directory = os.path.dirname(self.path)
+            # It keeps a group that was chosen for it.
+            chosen = os.stat(directory).st_gid != os.getegid()
+            os.chown(directory, uid, -1 if chosen else gid)
+
     def close(self) -> None:
         """Stop listening. The path is removed if we made it and it is still the same."""
         if self._inode is not None:
@@ -119,7 +136,12 @@ class ListeningSocket:
         self.socket.close()
 
 
-def bind(path: str, mode: int = 0o660, group: str | int | None = None) -> ListeningSocket:
+def bind(
+    path: str,
+    mode: int = 0o660,
+    group: str | int | None = None,
+    directoryGroup: str | int | None = None,
+) -> ListeningSocket:
     """
     Listen on a path, replacing a socket there that nobody listens on any more.
 
@@ -128,6 +150,7 @@ def bind(path: str, mode: int = 0o660, group: str | int | None = None) -> Listen
     @param mode: the socket's permissions.
     @param group: the group that the socket, and its directory if made here, is given to, by name
         or number.
+    @param directoryGroup: another group for the directory.
     @raise CannotListen: it cannot be done.
     """
     path = os.path.abspath(path)
@@ -138,14 +161,14 @@ def bind(path: str, mode: int = 0o660, group: str | int | None = None) -> Listen
         )
     try:
         gid = -1 if group is None else groupNumber(group)
+        above = gid if directoryGroup is None else groupNumber(directoryGroup)
     except KeyError:
         raise CannotListen(f"cannot listen on {path}: there is no group {group}") from None
     try:
         directory = os.path.dirname(path)
-        if not os.path.exists(directory):
-            _makeDirectory(directory, gid)
+        made = not os.path.exists(directory) and _makeDirectory(directory, above)
         with _locked(directory, path):
-            return _bind(path, mode, gid)
+            return _bind(path, mode, gid, made)
     except OSError as error:
         # A missing right to the folder is EACCES.
         given = group is not None and error.errno == errno.EPERM
@@ -165,17 +188,23 @@ def groupNumber(group: str | int) -> int:
     return grp.getgrnam(group)[2]
 
 
-def _makeDirectory(path: str, gid: int) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with suppress(FileExistsError):
+def _makeDirectory(path: str, gid: int, mode: int = 0o750) -> bool:
+    """Make a directory. Return whether it was this process that made it."""
+    if not os.path.exists(os.path.dirname(path)):
+        # Whatever the umask is, the way to the socket shall be open.
+        _makeDirectory(os.path.dirname(path), -1, 0o755)
+    try:
         os.mkdir(path, 0o700)
-        try:
-            os.chown(path, -1, gid)
-            os.chmod(path, 0o750)
-        except OSError:
-            # The next start would take it for one that somebody has closed on purpose.
-            os.rmdir(path)
-            raise
+    except FileExistsError:
+        return False
+    try:
+        os.chown(path, -1, gid)
+        os.chmod(path, mode)
+    except OSError:
+        # The next start would take it for one that somebody has closed on purpose.
+        os.rmdir(path)
+        raise
+    return True
 
 
 @contextmanager
@@ -204,15 +233,17 @@ def _locked(directory: str, path: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _bind(path: str, mode: int, gid: int) -> ListeningSocket:
-    _removeStale(path)
+def _bind(path: str, mode: int, gid: int, madeDirectory: bool) -> ListeningSocket:
+    if isStale(path):
+        with suppress(FileNotFoundError):
+            os.unlink(path)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listening.setblocking(False)
         # The file takes its permissions from the socket: none, until the group is right.
         os.fchmod(listening.fileno(), 0)
         listening.bind(path)
-        bound = ListeningSocket(listening, path, _inode(path))
+        bound = ListeningSocket(listening, path, _inode(path), madeDirectory)
         try:
             os.chown(path, -1, gid)
             os.chmod(path, mode)
@@ -226,9 +257,9 @@ def _bind(path: str, mode: int, gid: int) -> ListeningSocket:
         raise
 
 
-def _removeStale(path: str) -> None:
+def isStale(path: str) -> bool:
     """
-    Remove a socket that nobody listens on.
+    Return whether there is a socket that nobody listens on.
 
     @raise CannotListen: there is something else, or somebody listens.
     """
@@ -239,24 +270,22 @@ def _removeStale(path: str) -> None:
                 "remove it or choose another path"
             )
     except FileNotFoundError:
-        return
+        return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         result = probe.connect_ex(path)
-        if result == errno.ECONNREFUSED:
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-        elif result == errno.EACCES:
+        if result == errno.EACCES:
             raise CannotListen(
                 f"cannot listen on {path}: there is a socket that this user may not open; "
                 "choose another path"
             )
-        elif result != errno.ENOENT:
+        if result not in (errno.ENOENT, errno.ECONNREFUSED):
             who = f" ({credentials(probe)})" if result == 0 else f" ({os.strerror(result)})"
             raise CannotListen(
                 f"cannot listen on {path}: another daemon{who} is listening there; "
                 "stop it first or choose another path"
             )
+    return result == errno.ECONNREFUSED
 
 
 def socketFile(path: str) -> tuple[int, int] | None:

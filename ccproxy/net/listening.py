@@ -140,6 +140,11 @@ class UNIXListener:
         """What tells the file at its path from others, if we have made it."""
         return None if self._listening is None else self._listening.made
 
+    def give(self, uid: int, gid: int) -> None:
+        """Give what was made to listen to another user. See L{ListeningSocket.give}."""
+        if self._listening is not None:
+            self._listening.give(uid, gid)
+
     def stopListening(self) -> Deferred[None]:
         """Stop, and remove the socket's path if we made it. Connections go on."""
         listening, self._listening = self._listening, None

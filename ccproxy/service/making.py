@@ -1,14 +1,19 @@
 """
-What C{twistd} finds behind its plugin: the options, and the service that it runs.
+What C{twistd} and C{twist} find behind their plugin: the options, and the service that they run.
 
-Only the options are imported before they have been parsed.
+Only the options are imported before they have been parsed. From the import of this module on the
+signals of L{ccproxy.entry.HELD} are held back. The service releases them when the reactor runs.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from ..entry import hold
 
-from .options import Options
+hold()
+
+from typing import TYPE_CHECKING  # noqa: E402
+
+from .options import Options  # noqa: E402
 
 if TYPE_CHECKING:
     from .running import TwistdService
@@ -18,22 +23,23 @@ __all__ = ["Options", "makeService"]
 
 def makeService(options: Options) -> TwistdService:
     """
-    Make the service that C{twistd ccproxy} runs.
+    Make the service that C{twistd ccproxy} and C{twist ccproxy} run, and for an application of a
+    C{.tac} file.
 
-    @param options: what was said on the command line, parsed.
+    @param options: the options of the command line, parsed.
     """
     from twisted.internet import reactor
 
     from .proxy import ProxyService
     from .reload import Reload
-    from .running import TwistdService
+    from .running import TwistdService, runnerOptions
 
     settings = options.settings
-    twistd = {} if options.parent is None else options.parent
+    twistd = runnerOptions(options.parent)
     proxy = ProxyService(settings, reactor, options.read)
     reload = Reload(proxy, settings, options.read)
     service = TwistdService(
-        proxy, settings, twistd, reactor, reload, proxy.dump, proxy.handOver
+        proxy, settings, twistd, reactor, reload, proxy.dump, proxy.handOver, proxy.give
     )
     proxy.useLog(service.daemonLog)
     return service

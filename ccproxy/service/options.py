@@ -20,6 +20,7 @@ from ..core.limits import Limits
 from ..net.address import DEFAULT_ADMIN_SOCKET
 from ..wire.codes import Dialect
 from .config import DEFAULT_FILE, HOST_KEYS, BadConfig, KeyKind, findConfig, readConfig
+from .pidfile import settlePidFile
 from .settings import (
     DIALECTS,
     LOG_FORMATS,
@@ -339,6 +340,8 @@ class Options(usage.Options):
             raise SystemExit(str(problem)) from None
         except BadSetting as problem:
             raise usage.UsageError(f"--{problem}") from None
+        if self.parent is not None:
+            settlePidFile(self.parent)
 
     def read(self) -> Settings:
         """

@@ -10,7 +10,8 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred
@@ -22,7 +23,7 @@ from twisted import __version__ as twistedVersion
 from .. import __version__
 from ..core.registry import Registry
 from ..errors import CCProxyError
-from ..net.binding import ListeningSocket
+from ..net.binding import ListeningSocket, isStale
 from ..net.connecting import Connector
 from ..net.listening import UNIXListener
 from ..net.monotonic import useMonotonicTime
@@ -37,6 +38,9 @@ from .pods import Pods
 from .restart import Restart, stopInTime
 from .settings import Settings
 from .systemd import SystemdService
+
+if TYPE_CHECKING:
+    from .admin.service import AdminService
 
 #: Seconds between two looks whether anything is under way, while the daemon stops.
 LOOK = 0.02
@@ -100,12 +104,29 @@ class ListeningService(Service):
         self._listener: UNIXListener | None = None
         self.taken: ListeningSocket | None = None
 
+    def prepare(self) -> None:
+        """
+        Take the socket that this process was given, since that listens already. Without one, check
+        that no other daemon serves clients.
+
+        @raise ccproxy.errors.CCProxyError: the socket is another daemon's, or cannot be used.
+        """
+        if self.taken is not None or os.environ.get("LISTEN_PID") == str(os.getpid()):
+            self._listen()
+        else:
+            with suppress(OSError):  # Listening says it with the path.
+                isStale(self._settings.socketPath)
+
     def privilegedStartService(self) -> None:
         """
         Listen, while there are privileges.
 
         @raise ccproxy.errors.CCProxyError: the socket is another daemon's, or cannot be made.
         """
+        if self._listener is None:
+            self._listen()
+
+    def _listen(self) -> None:
         settings = self._settings
         registry = self._registry.registry
         self._listener = UNIXListener(
@@ -154,6 +175,7 @@ class ProxyService(MultiService):
     @ivar daemonLog: the log, once there is one, or L{None} where it is not ours.
     @ivar dump: writes all that the daemon knows to the log.
     @ivar listeningService: the client socket.
+    @ivar admin: the admin service, if one was asked for.
     @ivar embedded: the embedded VMs.
     @ivar pods: pods of other processes that have joined.
     @ivar restart: hands over to the next process, and takes over from the one before.
@@ -161,6 +183,7 @@ class ProxyService(MultiService):
 
     log = Logger()
     daemonLog: DaemonLog | None = None
+    admin: AdminService | None = None
 
     def __init__(
         self, settings: Settings, reactor: Any, read: Callable[[], Settings] | None = None
@@ -174,11 +197,12 @@ class ProxyService(MultiService):
         useMonotonicTime(reactor)
         self._settings = settings
         self._reactor = reactor
+        self._prepared = False
         self.registry = RegistryService(settings, reactor)
         self.dump = StateDump(self.registry.registry, reactor, self.registry.poller.deadlines)
         self.listeningService = ListeningService(settings, self.registry)
         self.embedded = MultiService()
-        services: list[IService] = [self.registry, self.listeningService, self.embedded]
+        services: list[IService] = [self.registry, self.embedded]
         if settings.pod:
             services.append(PodService(self.registry.registry, reactor))
         elif settings.ksm != "initial":
@@ -186,7 +210,9 @@ class ProxyService(MultiService):
         self.systemd = SystemdService(self.registry.registry, reactor, os.environ)
         self.pods = Pods(self.registry.registry, self.registry.poller, reactor)
         self.restart = Restart(self, settings, reactor, os.environ, read or (lambda: settings))
-        services += [self.pods, *self._admin(), self.systemd]
+        # The client socket comes after all else that may fail to listen: nobody connects to a
+        # daemon that does not start.
+        services += [self.pods, *self._admin(), self.listeningService, self.systemd]
         for service in services:
             service.setServiceParent(self)
 
@@ -210,7 +236,7 @@ class ProxyService(MultiService):
         if settings.adminPath is not None or settings.metricsAddress is not None:
             from .admin.service import AdminService
 
-            admin = AdminService(
+            self.admin = AdminService(
                 settings,
                 registry.registry,
                 registry.poller,
@@ -220,7 +246,7 @@ class ProxyService(MultiService):
                 self.restart,
                 None if settings.pod else self.pods,
             )
-            services.append(admin)
+            services.append(self.admin)
         return services
 
     def useLog(self, log: DaemonLog | None) -> None:
@@ -237,7 +263,12 @@ class ProxyService(MultiService):
         self.registry.registry.verbose = level == "debug"
 
     def privilegedStartService(self) -> None:
-        """Say who begins here, and listen."""
+        """
+        Log who starts here, and listen. C{twistd} calls this while it has privileges.
+
+        @raise ccproxy.errors.CCProxyError: a socket cannot be listened on. None of them is then.
+        """
+        self._prepared = True
         differing = self._settings.differences()
         self.log.info(
             "ccproxy {version} on Python {python} and Twisted {twisted}",
@@ -255,8 +286,28 @@ class ProxyService(MultiService):
                 text = "{sink} is not there: it gets no more than what is logged once it is"
                 self.log.emit(level, text, event="log-sink-missing", sink=sink)
         self.restart.take()
-        super().privilegedStartService()
+        self.listeningService.prepare()
+        try:
+            super().privilegedStartService()
+        except Exception:
+            if self.admin is not None:
+                self.admin.close()
+            raise
         self._embed()
+
+    def give(self, uid: int, gid: int) -> None:
+        """
+        Give the sockets to the user that this process is about to become.
+
+        @param uid: the user.
+        @param gid: the group. A C{--socket-group} stays that of the client socket.
+        @raise OSError: this user may not do so.
+        """
+        if self.listeningService.listener is not None:
+            group = gid if self._settings.socketGroup is None else -1
+            self.listeningService.listener.give(uid, group)
+        if self.admin is not None:
+            self.admin.give(uid, gid)
 
     def _embed(self) -> None:
         """Make the embedded VMs."""
@@ -272,7 +323,13 @@ class ProxyService(MultiService):
                 vm.setServiceParent(self.embedded)
 
     def startService(self) -> None:
-        """Serve."""
+        """
+        Serve. Listen first if nobody has called L{privilegedStartService}, as C{twist} does not.
+
+        @raise ccproxy.errors.CCProxyError: as L{privilegedStartService}.
+        """
+        if not self._prepared:
+            self.privilegedStartService()
         self.restart.resume()
         super().startService()
         self.log.info("listening on {path}", event="started", path=self.registry.registry.url)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from typing import Any
 
 from twisted.application.service import Application, IServiceMaker, MultiService, Service
@@ -17,7 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from ..errors import CCProxyError
-from ..service import logsinks, making, running
+from ..service import logsinks, running
 from ..service.logging import DaemonLog
 from ..service.options import Options
 from ..service.running import TwistdService, failingClearly, handleSignals
@@ -53,6 +54,12 @@ class FakeReactor:
             raise ReactorNotRunning
 
 
+def keepMask(case: SynchronousTestCase) -> None:
+    """Restore the signals that this process holds back: the import of the service holds some."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    case.addCleanup(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
+
+
 class PluginTests(SynchronousTestCase):
     """
     What C{twistd} finds.
@@ -60,6 +67,9 @@ class PluginTests(SynchronousTestCase):
 
     def test_maker(self) -> None:
         """There is one plugin, and it leads to our options and service."""
+        keepMask(self)
+        from ..service import making
+
         (maker,) = (maker for maker in getPlugins(IServiceMaker) if maker.tapname == "ccproxy")
         verifyObject(IServiceMaker, maker)
         self.assertIs(maker.options, Options)
@@ -172,6 +182,7 @@ class StartTests(SynchronousTestCase):
 
     def test_failingInTheBackground(self) -> None:
         """In the background C{twistd} gets the exception as well."""
+        self.patch(sys, "excepthook", sys.excepthook)
         with self.assertRaises(CCProxyError), failingClearly(foreground=False):
             raise CCProxyError("taken")
         self.assertEqual(len(self.events), 1)
@@ -222,13 +233,6 @@ class StartTests(SynchronousTestCase):
             log.flush(0)
             self.assertRegex(reader.recv(1000), rb"ccproxy\[\d+\]: unknown token: TTTTTT\.\.\.")
 
-    def test_pidfile(self) -> None:
-        """In the foreground there is no pid file but one that was asked for."""
-        usual = os.path.abspath("twistd.pid")
-        for foreground, path, left in ((1, usual, ""), (1, "/run/x", "/run/x"), (0, usual, usual)):
-            _, twistd = self.service(nodaemon=foreground, pidfile=path)
-            self.assertEqual(twistd["pidfile"], left)
-
     def test_start(self) -> None:
         """The daemon is started, with and without an application around it."""
         for twistd in ({"nodaemon": True}, {"syslog": True}):
@@ -241,6 +245,9 @@ class StartTests(SynchronousTestCase):
 
     def test_makeService(self) -> None:
         """The options on the command line reach the daemon, started by nothing yet."""
+        keepMask(self)
+        from ..service import making
+
         options = Options()
         path = os.path.join(os.sep, "nonexistent", "proxy.sock")
         options.parseOptions(["--socket-path", path])

@@ -37,7 +37,7 @@ def eventually(probe: Callable[[], Any], what: str, timeout: float = 30.0) -> An
 
 
 #: Where the commands of ccproxy are, for when they are not installed.
-_MODULES = {"cc-proxy": "ccproxy.service.ccproxy_command", "ccproxyctl": "ccproxy.tools.ccproxyctl"}
+_ENTRIES = {"cc-proxy": "ccProxy", "ccproxyctl": "ccproxyctl"}
 
 
 def script(name: str) -> list[str]:
@@ -49,7 +49,7 @@ def script(name: str) -> list[str]:
     beside = Path(sys.executable).with_name(name)
     if beside.exists():
         return [str(beside)]
-    program = f"import sys; from {_MODULES[name]} import main; sys.exit(main())"
+    program = f"import sys; from ccproxy.entry import {_ENTRIES[name]} as main; sys.exit(main())"
     return [sys.executable, "-c", program]
 
 

@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import Any
 
 from .. import __version__
+from ..entry import release
 from .arguments import BadWord
 
 #: The module of each command, which has C{makeParser} and C{main}, and what the command does.
@@ -81,8 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] not in COMMANDS:
         # Prints help, version or an error, and exits.
         makeParser().parse_args(words[:1])
+    command = _module(words[0])
+    if words[0] != "supervise":
+        # Neither this command nor what it starts shall hold them back; the supervisor does so
+        # until it has handlers for them.
+        release()
     try:
-        status: int = _module(words[0]).main(words[1:])
+        status: int = command.main(words[1:])
     except BadWord as error:
         print(f"ccproxyctl {words[0]}: {error}", file=sys.stderr)
         return 2

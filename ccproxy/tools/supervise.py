@@ -25,6 +25,7 @@ from struct import Struct
 
 import attrs
 
+from ..entry import hold, release
 from ..errors import CCProxyError
 from ..net.passed import FIRST, Passed
 from ..net.restarting import HANDED_OVER, KEEP_VARIABLE, WORKING_DESCRIPTORS
@@ -152,6 +153,7 @@ class Supervisor:
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         for number in (*_FORWARDED, *_ENDING, signal.SIGUSR2, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
+        release()
         poll = select.poll()
         poll.register(reading, select.POLLIN)
         poll.register(self._socket, select.POLLIN)
@@ -230,12 +232,16 @@ class Supervisor:
         }
         for name in ("WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS"):
             environment.pop(name, None)
+        # The daemon starts with the signals held back, and releases them once it has handlers.
+        hold()
         try:
             self._pid = os.fork()
         except OSError as error:
+            release()
             _say(f"cannot start the daemon, will try again: {error.strerror}")
             return False
         if self._pid:
+            release()
             return True
         try:
             signal.set_wakeup_fd(-1)

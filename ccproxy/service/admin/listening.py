@@ -55,16 +55,23 @@ class AdminListener(UNIXListener):
     _log = Logger()
 
     def __init__(
-        self, poller: Poller, path: str, factory: ServerFactory, received: Received
+        self,
+        poller: Poller,
+        path: str,
+        factory: ServerFactory,
+        received: Received,
+        directoryGroup: str | None = None,
     ) -> None:
         """
         @param received: where descriptors go that come with requests.
+        @param directoryGroup: the group of the socket's directory, if that is made here.
         """
         super().__init__(poller, path, factory, mode=MODE)
         self._received = received
+        self._directoryGroup = directoryGroup
 
     def _open(self) -> ListeningSocket:
-        return bind(self.path, MODE)
+        return bind(self.path, MODE, directoryGroup=self._directoryGroup)
 
     def _connect(self, connection: socket.socket) -> None:
         user = peerUser(connection)

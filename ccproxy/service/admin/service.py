@@ -4,11 +4,12 @@ The admin service: the admin socket and the address for metrics, while the daemo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import ServerFactory
@@ -85,6 +86,8 @@ class AdminService(Service):
             daemon goes on.
         """
         settings = self._settings
+        if settings.metricsAddress is not None:
+            self._listenTCP(settings.metricsAddress)
         client = self._registry.url.removeprefix("unix://") or settings.socketPath
         # Where the daemon may make none beside a socket that was passed, the usual one serves.
         for path in dict.fromkeys([settings.adminPathBeside(client), settings.adminPath]):
@@ -99,12 +102,13 @@ class AdminService(Service):
                 self._log.warn(
                     "no admin socket: {problem}", event="admin-unavailable", problem=problem
                 )
-        if settings.metricsAddress is not None:
-            self._listenTCP(settings.metricsAddress)
 
     def _listen(self, path: str) -> None:
         received = Received() if self._pods is None else self._pods.received
-        listener = AdminListener(self._poller, path, LazyFactory(self._site), received)
+        settings = self._settings
+        shared = os.path.dirname(path) == os.path.dirname(settings.socketPath)
+        group = settings.socketGroup if shared else None
+        listener = AdminListener(self._poller, path, LazyFactory(self._site), received, group)
         listener.startListening()
         self._ports.append(listener)
         self._log.info("admin socket: {path}", event="admin-socket", path=path)
@@ -120,7 +124,16 @@ class AdminService(Service):
                 " --metrics-address"
             ) from problem
         self._ports.append(listening)
+        actual = listening.getHost()
+        # The port that was asked for may be 0, for any that is free.
+        address = f"{f'[{actual.host}]' if ':' in actual.host else actual.host}:{actual.port}"
         self._log.info("metrics: http://{address}/metrics", event="metrics", address=address)
+
+    def give(self, uid: int, gid: int) -> None:
+        """Give the admin socket to another user. See L{ListeningSocket.give}."""
+        for port in self._ports:
+            if isinstance(port, AdminListener):
+                port.give(uid, gid)
 
     def startService(self) -> None:
         """Serve."""
@@ -143,8 +156,17 @@ class AdminService(Service):
         self._events.stop()
         if self._profiler is not None:
             self._profiler.close()
-        for port in self._ports:
-            await maybeDeferred(port.stopListening)
+        await self.close()
+
+    def close(self) -> Deferred[None]:
+        """
+        Listen no more.
+
+        @return: fires when nothing listens any more.
+        """
+        ports, self._ports = self._ports, []
+        ends = [maybeDeferred(port.stopListening) for port in ports]
+        return gatherResults(ends, consumeErrors=True).addCallback(lambda _: None)
 
     def _site(self, only: tuple[str, ...] = ()) -> ServerFactory:
         """

@@ -1,0 +1,39 @@
+"""
+The entry points of the commands C{cc-proxy} and C{ccproxyctl}.
+
+They hold back the signals that must not kill a starting daemon before they import anything else, so
+this module imports nothing else itself.
+"""
+
+from __future__ import annotations
+
+import signal
+
+#: Signals whose default would kill a process that has no handlers for them yet.
+HELD = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+
+
+def hold() -> None:
+    """Hold back the signals L{HELD} until L{release}: they stay pending."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+
+
+def release() -> None:
+    """Deliver the signals L{HELD} again. Call this once they have handlers."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+
+
+def ccProxy() -> int:
+    """Run C{cc-proxy}; return its exit status."""
+    hold()
+    from .service.ccproxy_command import main
+
+    return main()
+
+
+def ccproxyctl() -> int:
+    """Run C{ccproxyctl}; return its exit status."""
+    hold()
+    from .tools.ccproxyctl import main
+
+    return main()
