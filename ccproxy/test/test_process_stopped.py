@@ -22,8 +22,9 @@ from ..wire.codes import Command, ControlCode, Dialect, FrameType, Notification,
 from ..wire.frames import encodeFrame
 from .processes import DaemonTestCase, PlayedVM, Running
 
-#: Seconds of the deadlines that can be configured. All waits begin within this time.
-DEADLINE = 8
+#: Seconds of the deadlines that can be configured: all waits must begin within this time. A machine
+#: that is too busy for the first gets the next.
+DEADLINES = (8, 60)
 OPTIONS = (
     "ready-timeout", "command-timeout", "shim-timeout", "process-timeout", "exit-timeout",
     "undelivered-timeout", "absent-timeout", "stalled-warning", "stop-timeout",
@@ -200,16 +201,26 @@ class DaemonTests(DaemonTestCase):
 
     def test_inTime(self) -> None:
         """P21: each deadline is judged after all input that had come was read."""
+        self.count = 0
+        if not any(map(self.told, DEADLINES)):
+            self.fail("the machine is too busy")
+
+    def told(self, deadline: float) -> bool:
+        """
+        Tell all stories.
+
+        @param deadline: when each wait must be over, in seconds.
+        @return: whether all of them had begun by then.
+        """
         stories: list[tuple[Callable[[Daemon], Story], ...]] = [
             (self.ready, self.command, self.shim, self.heldSignal, self.lastOutput,
              self.undelivered, self.absentShim, self.stalledShim),
             (self.drain,),
         ]  # fmt: skip
-        self.count = 0
         folder = Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, folder)
-        lines = [f"{option} = {DEADLINE}" for option in OPTIONS]
-        lines += ["session-buffer = 65536", f'stalled-shim = "drop-after={DEADLINE}"']
+        lines = [f"{option} = {deadline}" for option in OPTIONS]
+        lines += ["session-buffer = 65536", f'stalled-shim = "drop-after={deadline}"']
         lines += ['log-level = "debug"', 'log-format = "logfmt"']
         (folder / "config").write_text("\n".join(lines))
         config = str(folder / "config")
@@ -227,8 +238,9 @@ class DaemonTests(DaemonTestCase):
         for daemon in daemons:
             eventually(daemon.isIdle, "it has seen all")
             stop(daemon.pid)
-        self.assertLess(time.monotonic() - began, DEADLINE, "no time was left to come in time")
-        end = time.monotonic() + DEADLINE
+        end = time.monotonic() + deadline
+        if end - began >= 2 * deadline:
+            return False
         for _, story in running:
             next(story)
         time.sleep(max(0.0, end - time.monotonic()))
@@ -241,6 +253,7 @@ class DaemonTests(DaemonTestCase):
             except AssertionError as error:
                 failures.append(f"{name}: {error}")
         self.assertEqual(failures, [])
+        return True
 
 
 class CommandTests(DaemonTestCase):
