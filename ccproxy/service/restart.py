@@ -64,9 +64,24 @@ async def stopInTime(service: Any, name: str, deadlines: IReactorTime) -> None:
         )
 
 
+def _advice(wanted: bool, managed: bool) -> str:
+    if managed:
+        return "start the daemon with --keep-descriptors"
+    if wanted:
+        return (
+            "--keep-descriptors needs a service manager; start the daemon from its systemd unit or"
+            " with ccproxyctl supervise"
+        )
+    return (
+        "start the daemon with ccproxyctl supervise, or from its systemd unit with"
+        " --keep-descriptors"
+    )
+
+
 class Restart:
     """
     @ivar keeps: whether SIGTERM hands over, where there is somebody to keep what is handed over.
+    @ivar advice: how to start the daemon so that it can restart, if it cannot.
     """
 
     log = Logger()
@@ -93,6 +108,7 @@ class Restart:
         notifier = proxy.systemd.notifier
         self.keeps = wanted and notifier.present
         self._useless = wanted and not notifier.present
+        self.advice = "" if self.keeps else _advice(wanted, notifier.present)
         self._store = DescriptorStore(notifier, environment)
         self._handover: Handover | None = None
 
@@ -168,9 +184,9 @@ class Restart:
             return False
         if not self.keeps:
             self.log.warn(
-                "SIGUSR2 restarts nothing: nobody keeps the connections meanwhile; start the daemon"
-                " from its unit or with ccproxyctl supervise, and with --keep-descriptors",
+                "SIGUSR2 restarts nothing, as nobody keeps the connections meanwhile: {advice}",
                 event="store-missing",
+                advice=self.advice,
             )
         return self.begin(insist=False)
 

@@ -4,13 +4,17 @@ Tests for L{ccproxy.service.admin.events}.
 
 from __future__ import annotations
 
+import ast
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.task import Clock
 from twisted.logger import Logger, LogLevel
 from twisted.trial.unittest import SynchronousTestCase
+
+import ccproxy
 
 from ..service.admin.calls import Refused
 from ..service.admin.events import (
@@ -18,6 +22,7 @@ from ..service.admin.events import (
     MAX_BYTES,
     MAX_EVENTS,
     MAX_LISTENERS,
+    NAMES,
     Events,
     Listener,
 )
@@ -60,6 +65,17 @@ class Outflow:
             if "event" in lines:
                 found.append((lines["event"], json.loads(lines["data"])))
         return found
+
+
+def _eventsOf(call: ast.Call) -> set[str]:
+    """The names that a call may give to an event of the log."""
+    return {
+        part.value
+        for keyword in call.keywords
+        if keyword.arg == "event"
+        for part in ast.walk(keyword.value)
+        if isinstance(part, ast.Constant) and isinstance(part.value, str)
+    }
 
 
 class EventTests(SynchronousTestCase):
@@ -114,12 +130,37 @@ class EventTests(SynchronousTestCase):
 
     def test_wanted(self) -> None:
         """A listener is told what it wants."""
+        self.events.counts.update({"a": 1, "c": 1})
         _, some = self.listen(names="a,c")
         _, ofVM = self.listen(vm="x")
         for name, vm in (("a", "x"), ("b", "x"), ("c", None)):
             self.log.info("-", event=name, vm=vm)
         self.assertEqual(self.told(some), ["a", "c"])
         self.assertEqual(self.told(ofVM), ["a", "b"])
+
+    def test_unknown(self) -> None:
+        """Who wants an event that there is not is told which there are, and does not wait."""
+        refusal = self.assertRaises(Refused, self.events.listen, "vm-lost,nosuch")
+        self.assertEqual(refusal.status, 400)
+        self.assertRegex(str(refusal), "^no event is called 'nosuch'; there are: .* vm-lost, ")
+        # A step of level debug is never told.
+        self.assertRaises(Refused, self.events.listen, "client-connected")
+        self.assertEqual(self.events.listeners, set())
+
+    def test_names(self) -> None:
+        """The names are those of the events in our sources."""
+        names: set[str] = set()
+        steps: set[str] = set()
+        folder = Path(ccproxy.__file__).parent
+        for path in folder.rglob("*.py"):
+            if folder / "test" not in path.parents:
+                for call in ast.walk(ast.parse(path.read_text())):
+                    if isinstance(call, ast.Call):
+                        debug = isinstance(call.func, ast.Attribute) and call.func.attr == "debug"
+                        (steps if debug else names).update(_eventsOf(call))
+        told = {"backpressure-on", "backpressure-off", "stopping"}
+        known = names - {"log-entry", "dump-"} | (steps & told)
+        self.assertEqual((known - NAMES, NAMES - known), (set(), set()))
 
     def test_hostile(self) -> None:
         """Nothing that a guest or a client says can forge an event, or show a token."""

@@ -254,6 +254,15 @@ class StreamTests(AskingTestCase):
         self.assertEqual(self.ctl("console", "demo")[0], "\\x1b[2Jboot\nż")
         self.assertEqual(self.ctl("console", "-f", "demo")[0], "more\n")
 
+    def test_noConsole(self) -> None:
+        """A console that there is not, or that has said nothing, is reported."""
+        self.server.answers["GET /v1/vms/7/console"] = streaming(b"")
+        said = "The console of the VM 'demo' has said nothing yet.\n"
+        self.assertEqual(self.ctl("console", "demo"), ("", said))
+        self.vms([{"containerId": "demo", "serial": 7, "console": None}])
+        said = "ccproxyctl console: the VM 'demo' was registered without a console\n"
+        self.assertEqual(self.ctl("console", "demo", status=5), ("", said))
+
     def test_rawConsole(self) -> None:
         """Raw bytes go into a pipe, and not to a terminal."""
         self.server.answers["GET /v1/vms/7/console"] = streaming(b"\x1b[2J\xff")

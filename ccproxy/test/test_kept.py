@@ -455,6 +455,20 @@ class RestartTests(SynchronousTestCase):
         self.assertEqual(happened, ["tried", "started"])
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
+    def test_advice(self) -> None:
+        """A daemon that cannot restart names what it lacks, and nothing that it has."""
+        for wanted, managed, expected in (
+            (False, False, "start .* ccproxyctl supervise, or .* unit with --keep-descriptors"),
+            (False, True, "start the daemon with --keep-descriptors"),
+            (True, False, "--keep-descriptors needs .*; start .* ccproxyctl supervise"),
+            (True, True, ""),
+        ):
+            notifier = SimpleNamespace(present=managed)
+            proxy: Any = SimpleNamespace(systemd=SimpleNamespace(notifier=notifier))
+            settings: Any = SimpleNamespace(keepDescriptors=wanted)
+            advice = Restart(proxy, settings, Clock(), {}, Settings).advice
+            self.assertRegex(advice, f"^{expected}$")
+
     def restart(self, stopEmbedded: Callable[[], object]) -> tuple[Restart, Any, list[str]]:
         """
         A restart that is wanted, its reactor, and what has happened, in order.

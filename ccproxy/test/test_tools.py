@@ -566,6 +566,17 @@ class RunTests(ToolTestCase):
             b"ccproxyctl run: nothing could not be started: no such program\n",
         )
 
+    def test_noImage(self) -> None:
+        """A start that finds no image says how to name one, unless one was named."""
+        for words, advised in (((), True), (("--image", "box"), False)):
+            process, runtime, shim = self.start("run", "--id", "box", *words, "sh")
+            runtime.commandWithoutAnswer(Command.HYPER)
+            runtime.answer(Command.HYPER, error="no folder 'box/rootfs' in what the host shares")
+            shim.commandWithoutAnswer(Command.DISCONNECT_SHIM)
+            shim.socket.close()
+            err = self.finish(process, 125)[1]
+            self.assertEqual(b"such as: --image busybox" in err, advised, err)
+
     def test_startFailsWithoutReason(self) -> None:
         process, runtime, shim = self.start("run", "--", "nothing")
         runtime.commandWithoutAnswer(Command.HYPER)

@@ -22,8 +22,8 @@ def pgrep(text: str) -> bytes:
     return subprocess.run(["pgrep", "-xf", text], check=False, capture_output=True).stdout
 
 
-class CCTests(SynchronousTestCase):
-    """A daemon with an embedded VM of the cc dialect."""
+class EmbeddedTestCase(SynchronousTestCase):
+    """A daemon with an embedded VM."""
 
     dialect = "cc"
 
@@ -32,6 +32,10 @@ class CCTests(SynchronousTestCase):
         self.daemon = Daemon.byTwistd(*options).start()
         self.addCleanup(self.daemon.clear)
         self.environment = environment(CCPROXY_SOCKET=self.daemon.path)
+
+
+class CCTests(EmbeddedTestCase):
+    """With the cc dialect."""
 
     def ctl(self, *words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(

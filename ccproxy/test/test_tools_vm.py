@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -21,8 +22,11 @@ from unittest import mock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.test import fakeqemu
+from ccproxy.test.test_tools import TIMEOUT, Peer
+from ccproxy.testing.daemon import environment, script
 from ccproxy.tools.vm import command, cpio, hypervisor, image, packages
 from ccproxy.tools.vm.hypervisor import VM, Guest, VMError
+from ccproxy.wire.codes import Command
 
 
 class ArchiveTests(SynchronousTestCase):
@@ -316,6 +320,34 @@ class CommandTests(VMTestCase):
         status, _, err = self.run_("stop", "two")
         self.assertEqual(status, 125)
         self.assertIn("there is: one", err)
+
+    def test_stop(self) -> None:
+        """A VM that is off before its agent's answer has got out has ended well."""
+        vm = self.start()
+        path = str(self.folder / "proxy")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen()
+            listener.settimeout(TIMEOUT)
+            stopping = subprocess.Popen(
+                [*script("ccproxyctl"), "vm", "stop", "--url", path, "one"],
+                env=environment(),
+                stderr=subprocess.PIPE,
+            )
+            self.addCleanup(stopping.kill)
+            peer = Peer(listener.accept()[0])
+            self.addCleanup(peer.socket.close)
+            peer.command(Command.ATTACH_VM)
+            self.assertEqual(peer.commandWithoutAnswer(Command.HYPER)["hyperName"], "destroypod")
+            vm.kill()
+            peer.answer(Command.HYPER, error="one: VM is lost: the control channel was closed")
+            again = Peer(listener.accept()[0])
+            self.addCleanup(again.socket.close)
+            again.command(Command.UNREGISTER_VM)
+            self.assertEqual(
+                (stopping.communicate(timeout=TIMEOUT)[1], stopping.returncode), (b"", 0)
+            )
+        self.assertFalse(vm.folder.exists())
 
     def test_missingFile(self) -> None:
         """What is named and not there is named in the error."""

@@ -6,30 +6,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
-import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from .adminclient import AdminClient, AdminError
 from .arguments import addAdmin
+from .output import NO_READER, OutputError, say, write
 from .printable import printable
 from .running import runReactor
 from .tables import Column, grid
-
-#: The exit status of who would have died of SIGPIPE.
-NO_READER = 128 + signal.SIGPIPE
 
 #: What each exit status of these commands means. Ended by a signal, Ctrl-C for example, they end by
 #: that signal.
 STATUSES = {
     0: "done",
-    1: "the daemon refused, or did not answer",
+    1: "the daemon refused, or did not answer, or the output could not be written",
     2: "something on the command line makes no sense",
     3: "no daemon answers at the admin socket",
     4: "this user may not ask it",
-    5: "there is no such VM",
+    5: "there is no such VM, or it has no console",
     NO_READER: "what reads the output has gone",
 }
 
@@ -84,14 +80,11 @@ def ask(
     async def asking(reactor: Any) -> int:
         try:
             await work(AdminClient(reactor, options.adminSocket))
-            sys.stdout.flush()
         except AdminError as error:
-            print(f"{parser.prog}: {error}", file=sys.stderr)
+            say(f"{parser.prog}: {error}")
             return error.status
-        except BrokenPipeError:
-            # What is still in the buffer has no reader either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return NO_READER
+        except OutputError as error:
+            return error.report(parser.prog)
         return 0
 
     return runReactor(parser.prog.partition(" ")[2], asking)
@@ -100,13 +93,6 @@ def ask(
 def show(lines: Iterable[str]) -> None:
     """Print lines at once."""
     write("".join(f"{line}\n" for line in lines))
-
-
-def write(text: str) -> None:
-    """Print a text at once; what the encoding of stdout does not have is escaped."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-    sys.stdout.flush()
 
 
 def showJSON(value: object) -> None:
@@ -142,19 +128,19 @@ def showTable(
         elif rows:
             show(grid(columns, rows))
         else:
-            print(none, file=sys.stderr)
+            say(none)
 
     return ask(parser, options, work)
 
 
-async def findVM(client: AdminClient, name: str) -> int:
+async def findVM(client: AdminClient, name: str) -> dict[str, Any]:
     """
-    The serial number of the newest VM of that name.
+    Return what the daemon tells of the newest VM of that name.
 
     @raise UnknownVM: there is none.
     """
-    vms = await client.get("/v1/vms")
-    serials: list[int] = [vm["serial"] for vm in vms if vm["containerId"] == name]
-    if not serials:
+    vms: list[dict[str, Any]] = await client.get("/v1/vms")
+    found = [vm for vm in vms if vm["containerId"] == name]
+    if not found:
         raise UnknownVM(f"there is no VM {printable(name)!r}: ccproxyctl vms shows which there are")
-    return max(serials)
+    return max(found, key=lambda vm: int(vm["serial"]))

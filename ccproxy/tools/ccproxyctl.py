@@ -17,6 +17,7 @@ from typing import Any
 from .. import __version__
 from ..entry import release
 from .arguments import BadWord
+from .output import OutputError, flush, say, secureStreams
 
 #: The module of each command, which has C{makeParser} and C{main}, and what the command does.
 COMMANDS = {
@@ -75,23 +76,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     @param arguments: the command line without the program's name, our own by default.
     @return: the exit status.
     """
-    if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # Until the command knows better: its modules take a while to load.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if arguments is None:
+        secureStreams()
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            # Until the command knows better: its modules take a while to load.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] not in COMMANDS:
-        # Prints help, version or an error, and exits.
-        makeParser().parse_args(words[:1])
-    command = _module(words[0])
-    if words[0] != "supervise":
-        # Neither this command nor what it starts shall hold them back; the supervisor does so
-        # until it has handlers for them.
-        release()
     try:
-        status: int = command.main(words[1:])
+        try:
+            if not words or words[0] not in COMMANDS:
+                # Prints help, version or an error, and exits.
+                makeParser().parse_args(words[:1])
+            command = _module(words[0])
+            if words[0] != "supervise":
+                # Neither this command nor what it starts shall hold them back; the supervisor
+                # does so until it has handlers for them.
+                release()
+            status: int = command.main(words[1:])
+        finally:
+            # Also after --help.
+            flush()
     except BadWord as error:
-        print(f"ccproxyctl {words[0]}: {error}", file=sys.stderr)
+        say(f"ccproxyctl {words[0]}: {error}")
         return 2
+    except OutputError as error:
+        return error.report(" ".join(["ccproxyctl", *words[:1]]))
     return status
 
 

@@ -5,7 +5,6 @@ C{ccproxyctl check-config}: whether the daemon could use a configuration file.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from ..errors import CCProxyError
@@ -13,6 +12,7 @@ from ..service import config
 from ..service.machine import checkMachine
 from ..service.options import configured
 from ..service.settings import BadSetting, settingsOf
+from .output import say, write
 
 
 def makeParser() -> argparse.ArgumentParser:
@@ -20,7 +20,8 @@ def makeParser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ccproxyctl check-config",
         description="Check a configuration file as the daemon would, and print what it sets.",
-        epilog="Exit status: 0; 1 if the daemon could not use the file; 2 for a bad option.",
+        epilog="Exit status: 0; 1 if the daemon could not use the file, or the output could not be "
+        "written; 2 for a bad option.",
     )
     parser.add_argument(
         "path",
@@ -45,13 +46,14 @@ def main(arguments: Sequence[str]) -> int:
         settings = settingsOf(configured(path) if path else {})
         checkMachine(settings)
     except BadSetting as problem:
-        print(f"ccproxyctl check-config: {path}: {problem}", file=sys.stderr)
+        say(f"ccproxyctl check-config: {path}: {problem}")
         return 1
     except CCProxyError as problem:
-        print(f"ccproxyctl check-config: {problem}", file=sys.stderr)
+        say(f"ccproxyctl check-config: {problem}")
         return 1
     if not options.quiet:
-        print(f"{path}: good" if path else f"{config.DEFAULT_FILE} is not there: the defaults hold")
-        for name, value in settings.differences().items():
-            print(f"  {name} = {value}")
+        missing = f"{config.DEFAULT_FILE} is not there: the defaults hold"
+        found = f"{path}: good" if path else missing
+        lines = [f"  {name} = {value}" for name, value in settings.differences().items()]
+        write("\n".join([found, *lines, ""]))
     return 0

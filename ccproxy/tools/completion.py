@@ -8,8 +8,8 @@ import argparse
 from collections.abc import Sequence
 
 from . import ccproxyctl
-from .asking import write
 from .commandline import withSubcommands
+from .output import write
 from .shells import SHELLS, Line
 
 _EPILOG = """\

@@ -6,12 +6,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 
-from .adminclient import AdminClient
-from .asking import ask, askingParser, findVM, write
-from .printable import ConsoleText
+from .adminclient import AdminClient, AdminError
+from .asking import ask, askingParser, findVM
+from .output import say, write, writeBytes
+from .printable import ConsoleText, printable
+
+
+class NoConsole(AdminError):
+    """The VM was registered without a console."""
+
+    status = 5
 
 
 def makeParser() -> argparse.ArgumentParser:
@@ -43,21 +49,29 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = makeParser()
     options = parser.parse_args(arguments)
-    if options.raw and os.isatty(sys.stdout.fileno()):
+    if options.raw and os.isatty(1):
         parser.error("--raw could do this terminal harm: send it into a file or a pipe")
     text = ConsoleText()
+    silent = True
 
     def receive(data: bytes) -> None:
+        nonlocal silent
+        silent = False
         if options.raw:
-            sys.stdout.buffer.write(data)
-            sys.stdout.flush()
+            writeBytes(data)
         else:
             write(text.feed(data))
 
     async def work(client: AdminClient) -> None:
-        serial = await findVM(client, options.vm)
+        vm = await findVM(client, options.vm)
+        name = printable(options.vm)
+        # Older daemons do not tell.
+        if vm.get("console", True) is None:
+            raise NoConsole(f"the VM {name!r} was registered without a console")
         query = {"follow": 1} if options.follow else {}
-        await client.stream(f"/v1/vms/{serial}/console", receive, **query)
+        await client.stream(f"/v1/vms/{vm['serial']}/console", receive, **query)
         write(text.feed(b"", final=True))
+        if silent:
+            say(f"The console of the VM {name!r} has said nothing yet.")
 
     return ask(parser, options, work)

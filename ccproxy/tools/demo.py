@@ -24,6 +24,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from .arguments import text
+from .output import say
 from .terminal import Terminal
 
 VM = "demo"
@@ -209,10 +210,6 @@ def _tail(path: str, lines: int = 15) -> str:
         return "".join(file.readlines()[-lines:])
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def demo(command: Sequence[str], logPath: str | None = None, real: bool = False) -> int:
     """
     Run a command in a VM behind a daemon of its own.
@@ -228,16 +225,16 @@ def demo(command: Sequence[str], logPath: str | None = None, real: bool = False)
         command = [shell] if terminal else [shell, "-c", GREETING]
     with Demo(logPath, real) as stage:
         kind = "a real" if real else "an embedded"
-        _say(f"ccproxy: starting the proxy with {kind} VM, {VM}; its log: {stage.logPath}")
+        say(f"ccproxy: starting the proxy with {kind} VM, {VM}; its log: {stage.logPath}")
         try:
             stage.start()
         except DemoError as error:
-            _say(f"ccproxy: {error}")
+            say(f"ccproxy: {error}")
             return 1
         ends = "your terminal" if terminal else "these pipes"
-        _say(f"ccproxy: {ends} <-> shim <-> proxy <-> agent <-> {os.path.basename(command[0])}")
+        say(f"ccproxy: {ends} <-> shim <-> proxy <-> agent <-> {os.path.basename(command[0])}")
         if terminal:
-            _say("ccproxy: leave with exit or Ctrl-D; all that was started ends with the shell")
+            say("ccproxy: leave with exit or Ctrl-D; all that was started ends with the shell")
         return stage.run(command, terminal)
 
 

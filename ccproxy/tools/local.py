@@ -67,6 +67,7 @@ class LocalShim:
     @ivar shim: the shim.
     @ivar insisted: called in the place of a SIGINT that follows another one within
         L{INSIST_INTERVAL}; without it, all of them go to the process.
+    @ivar lost: whether output of the process could not be written, though it has a reader.
     @ivar tell: shows a message to a person: on stderr, unless it is replaced.
     """
 
@@ -89,6 +90,7 @@ class LocalShim:
         self._raw = Terminal(0) if raw and os.isatty(0) else None
         self._stack = ExitStack()
         self._taken = False
+        self.lost = False
         self._interrupted = -INSIST_INTERVAL
         self.insisted: Callable[[], None] | None = None
         terminal = terminalOf(0, 1, 2)
@@ -143,4 +145,5 @@ class LocalShim:
         if error.errno == errno.EPIPE:
             self.shim.unread()
         else:
+            self.lost = True
             self.tell(f"the process's output is lost from here on: {error.strerror}")

@@ -61,6 +61,12 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     options.process = describeProcess(options, parser)
     name = options.id or f"run-{secrets.token_hex(4)}"
+
+    def advice(reason: str) -> str:
+        if options.image is None and f"{name}/" in reason:
+            return "; name the image in the VM that it runs in, such as: --image busybox"
+        return ""
+
     data = NewContainer(name, options.rootfs, options.image or name, options.process)
     return runProcess(
         "run",
@@ -68,4 +74,5 @@ def main(arguments: Sequence[str]) -> int:
         "newcontainer",
         data,
         lambda client: client.hyper("removecontainer", {"container": name}, (), REMOVE_TIMEOUT),
+        advice,
     )

@@ -7,11 +7,11 @@ error of C{ccproxyctl}; 2 for words on its command line that it does not underst
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ..errors import CCProxyError
+from .output import say
 from .signals import Wakeup
 
 #: The exit status of an error that is not the process's.
@@ -52,7 +52,7 @@ def runReactor(command: str, work: Callable[[Any], Coroutine[Any, Any, int]]) ->
     if isinstance(result, int):
         return result
     if result.check(CCProxyError):
-        print(f"ccproxyctl {command}: {result.getErrorMessage()}", file=sys.stderr)
+        say(f"ccproxyctl {command}: {result.getErrorMessage()}")
     else:
-        result.printTraceback(sys.stderr)
+        say(result.getTraceback())
     return FAILURE

@@ -19,7 +19,7 @@ from ..wire.starts import Process
 from .attending import Shim
 from .guard import Guard
 from .local import LocalShim, reach
-from .running import runReactor
+from .running import FAILURE, runReactor
 from .signals import forCommands, nameOf
 from .stdio import secureDescriptors
 
@@ -82,6 +82,7 @@ def runProcess(
     hyperName: str,
     data: object,
     ended: Callable[[ProxyClient], Deferred[Any]] | None = None,
+    advice: Callable[[str], str] = lambda reason: "",
 ) -> int:
     """
     Start a process, be its shim until it ends, and clean up.
@@ -90,6 +91,7 @@ def runProcess(
     @param hyperName: the command that starts the process.
     @param data: the command's data.
     @param ended: called with a connection that is attached to the VM, after the process's end.
+    @param advice: says what to do about a failed start, after its reason.
     @return: the exit status.
     """
     secureDescriptors()
@@ -101,7 +103,7 @@ def runProcess(
             if options.tty and not os.isatty(0):
                 local.shim.endOfInput = _TERMINAL_EOF
             starting = Deferred.fromCoroutine(
-                _start(reactor, options, hyperName, data, guard, local.shim)
+                _start(reactor, options, hyperName, data, guard, local.shim, advice)
             )
 
             left = False
@@ -124,7 +126,7 @@ def runProcess(
             if ended is not None and not left:
                 await _cleanUp(reactor, options, ended, local.tell)
             await local.settle()
-        return status
+        return FAILURE if local.lost and not status else status
 
     try:
         return runReactor(command, work)
@@ -163,6 +165,7 @@ async def _start(
     data: object,
     guard: Guard,
     shim: Shim,
+    advice: Callable[[str], str],
 ) -> None:
     client: ProxyClient = await reach(reactor, options.path)
     try:
@@ -178,7 +181,9 @@ async def _start(
             reason = str(error)
             if reason.endswith(_NO_REASON):
                 reason += "nothing; is its pod started, and the container's name new?"
-            raise NotStarted(f"{options.process.args[0]} could not be started: {reason}") from None
+            raise NotStarted(
+                f"{options.process.args[0]} could not be started: {reason}{advice(reason)}"
+            ) from None
     finally:
         client.stopProducing()
 

@@ -195,12 +195,13 @@ class OutputWriter:
 
 def secureDescriptors() -> None:
     """
-    Open C{/dev/null} where stdin, stdout or stderr is closed.
+    Open C{/dev/null} the wrong way round where stdin, stdout or stderr is closed.
 
-    Else the next thing opened, such as a socket, would take its number and get the output.
+    Else the next thing opened, such as a socket, would take its number and get the output. Reading
+    and writing still fail, as with a closed descriptor.
     """
     for fd in range(3):
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            os.open(os.devnull, os.O_RDONLY if fd else os.O_WRONLY)

@@ -56,7 +56,8 @@ class Api:
     @ivar profiler: makes profiles, or L{None} where none are wanted.
     @ivar log: its log, or L{None} where that is not its own.
     @ivar pods: those that have joined, or L{None} where none can.
-    @ivar keeps: says whether somebody keeps the connections over a restart.
+    @ivar advice: says how to start the daemon so that somebody keeps the connections over a
+        restart; empty if somebody does.
     @ivar check: raises what would keep a successor from starting.
     @ivar restart: hands over to a successor.
     """
@@ -70,7 +71,7 @@ class Api:
     profiler: Profiler | None = None
     log: LevelSwitch | None = None
     pods: Pods | None = None
-    keeps: Callable[[], bool] = bool
+    advice: Callable[[], str] = str
     check: Callable[[], object] = bool
     restart: Callable[[], object] = bool
     _log = Logger()
@@ -217,7 +218,7 @@ class Api:
         """
         What happens, as it happens.
 
-        @raise Refused: there are too many listeners.
+        @raise Refused: there are too many listeners, or an event's name is none.
         """
         return self.events.listen(call.query.get("event", ""), call.query.get("vm", ""))
 
@@ -260,12 +261,9 @@ class Api:
         @raise Refused: there is nobody to keep the connections meanwhile, or the configuration
             would keep the successor from starting.
         """
-        if not self.keeps():
-            raise Refused(
-                409,
-                "the daemon has nobody to keep its connections: start it from its systemd unit or"
-                " with ccproxyctl supervise, and with --keep-descriptors",
-            )
+        advice = self.advice()
+        if advice:
+            raise Refused(409, f"the daemon has nobody to keep its connections: {advice}")
         try:
             self.check()
         except CCProxyError as problem:

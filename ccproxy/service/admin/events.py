@@ -41,6 +41,90 @@ _ALERTED = (
 )
 #: The only events of level debug that count.
 _TOLD = ("backpressure-on", "backpressure-off")
+#: All events that can be told. A name that is not among them is a mistake of whoever waits for it.
+NAMES = frozenset(
+    (
+        "admin-drop",
+        "admin-failed",
+        "admin-forget",
+        "admin-refused",
+        "admin-restart",
+        "admin-socket",
+        "admin-stop",
+        "admin-unavailable",
+        "backpressure-off",
+        "backpressure-on",
+        "bad-frame",
+        "bad-status",
+        "clients-turned-away",
+        "command-failed",
+        "connection-failed",
+        "console-unreachable",
+        "crash-loss",
+        "descriptor-dropped",
+        "draining",
+        "dump-failed",
+        "embedded-failed",
+        "handed-over",
+        "handover-failed",
+        "ignored",
+        "internal-error",
+        "journal-failed",
+        "ksm",
+        "ksm-overdue",
+        "ksm-unused",
+        "late-answer",
+        "log-level",
+        "log-sink-missing",
+        "metrics",
+        "not-joined",
+        "notify-failed",
+        "output-dropped",
+        "pod-ended",
+        "pod-finished",
+        "pod-joined",
+        "pod-left",
+        "process-exited",
+        "process-started",
+        "ready-ping",
+        "recovered",
+        "reload-failed",
+        "reloaded",
+        "restart-needed",
+        "restarting",
+        "restore-dropped",
+        "resumed",
+        "shim-connected",
+        "shim-disconnected",
+        "shim-gone",
+        "shim-stalled",
+        "slow-answer",
+        "socket-lost",
+        "socket-replaced",
+        "stale-answer",
+        "started",
+        "starting",
+        "state-refused",
+        "stop-failed",
+        "stop-overdue",
+        "stopped",
+        "stopping",
+        "store-full",
+        "store-missing",
+        "stray-answer",
+        "stray-event",
+        "too-many-clients",
+        "undelivered",
+        "undrained",
+        "vm-failed",
+        "vm-gone",
+        "vm-lost",
+        "vm-orphaned",
+        "vm-registered",
+        "vm-unregistered",
+        "write-failed",
+    )
+)
 
 
 @implementer(ILogObserver)
@@ -99,11 +183,16 @@ class Events:
 
         @param names: the events that it wants, with commas between them; all if empty.
         @param vm: the name of the VM whose events it wants; of all and of none if empty.
-        @raise Refused: there are too many.
+        @raise Refused: there are too many, or a name that no event has.
         """
+        wanted = frozenset(filter(None, names.split(",")))
+        known = NAMES | self.counts.keys()
+        for name in sorted(wanted - known):
+            names = ", ".join(sorted(known))
+            raise Refused(400, f"no event is called {name[:64]!r}; there are: {names}")
         if len(self.listeners) >= MAX_LISTENERS:
             raise Refused(503, f"no more than {MAX_LISTENERS} listeners at a time; end some")
-        return Listener(self, self._reactor, frozenset(filter(None, names.split(","))), vm)
+        return Listener(self, self._reactor, wanted, vm)
 
 
 def encode(name: str, event: LogEvent) -> bytes:

@@ -131,7 +131,10 @@ ROUTES = (
             Parameter("event", "Names of the events that are wanted, with commas between them"),
             Parameter("vm", "The name of the VM whose events are wanted"),
         ),
-        refusals={503: "There are too many listeners."},
+        refusals={
+            400: "No event has such a name.",
+            503: "There are too many listeners.",
+        },
     ),
     Route(
         "GET",

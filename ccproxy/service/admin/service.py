@@ -210,7 +210,7 @@ class AdminService(Service):
             self._made.pods = self._pods
             restart = self._restart
             if restart is not None:
-                self._made.keeps = lambda: restart.keeps
+                self._made.advice = lambda: restart.advice
                 self._made.check = restart.check
                 self._made.restart = lambda: restart.begin(insist=False)
         return self._made

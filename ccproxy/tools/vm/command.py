@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,9 @@ from twisted.internet.defer import Deferred
 from ...errors import CCProxyError
 from ...net.client import ProxyClient
 from ..arguments import addAddress, text
+from ..attending import NoProxy
 from ..local import reach
+from ..output import OutputError, say, write
 from ..running import FAILURE, runReactor
 from . import hypervisor, image
 from .hypervisor import VM, Guest, VMError
@@ -26,6 +27,8 @@ from .hypervisor import VM, Guest, VMError
 #: Seconds for the proxy's answers; it waits for the agent's READY itself, and says so sooner.
 REGISTER_TIMEOUT = 120.0
 POD_TIMEOUT = 30.0
+#: Seconds that a VM has to be off after its agent has been lost.
+OFF_TIMEOUT = 5.0
 
 
 def _start(options: argparse.Namespace) -> int:
@@ -111,17 +114,12 @@ def _stop(options: argparse.Namespace) -> int:
 async def _end(reactor: Any, options: argparse.Namespace, vm: VM) -> int:
     """Do as a runtime does: destroy the pod, unregister the VM, see it end."""
 
-    async def ask(work: Callable[[ProxyClient], Deferred[Any]], failed: str) -> bool:
+    async def ask(work: Callable[[ProxyClient], Deferred[Any]]) -> None:
+        client: ProxyClient = await reach(reactor, options.path)
         try:
-            client: ProxyClient = await reach(reactor, options.path)
-            try:
-                await work(client)
-            finally:
-                client.stopProducing()
-        except CCProxyError as error:
-            _say(f"{failed}: {error}")
-            return False
-        return True
+            await work(client)
+        finally:
+            client.stopProducing()
 
     def destroy(client: ProxyClient) -> Deferred[Any]:
         attached = client.attachVM(vm.name, timeout=options.timeout)
@@ -130,11 +128,22 @@ async def _end(reactor: Any, options: argparse.Namespace, vm: VM) -> int:
     def unregister(client: ProxyClient) -> Deferred[Any]:
         return client.unregisterVM(vm.name, REGISTER_TIMEOUT)
 
-    destroyed = vm.isRunning() and await ask(destroy, "its pod does not end")
+    destroyed = vm.isRunning()
+    if destroyed:
+        try:
+            await ask(destroy)
+        except CCProxyError as error:
+            # A VM may be off before its agent's answer has got out.
+            if isinstance(error, NoProxy) or not vm.ended(OFF_TIMEOUT):
+                destroyed = False
+                _say(f"its pod does not end: {error}")
     if not destroyed:
         # Before it is unregistered, so that its shims are told.
         vm.kill()
-    await ask(unregister, "it is not unregistered")
+    try:
+        await ask(unregister)
+    except CCProxyError as error:
+        _say(f"it is not unregistered: {error}")
     if not vm.ended(hypervisor.STOP_TIMEOUT):
         _say("it does not end by itself, and is switched off")
         vm.kill()
@@ -145,20 +154,21 @@ async def _end(reactor: Any, options: argparse.Namespace, vm: VM) -> int:
 def _list(options: argparse.Namespace) -> int:
     found = [vm.about() for vm in hypervisor.allVMs()]
     if options.json:
-        print(json.dumps(found, indent=2))
+        write(json.dumps(found, indent=2) + "\n")
         return 0
-    print(f"{'NAME':<20} {'PID':>8} {'BY':<4} {'MEMORY':>9} {'AGE':>8}")
+    lines = [f"{'NAME':<20} {'PID':>8} {'BY':<4} {'MEMORY':>9} {'AGE':>8}\n"]
     for vm in found:
         age = "-" if vm["age"] is None else f"{vm['age']:.0f} s"
         memory = f"{vm.get('memory', '-')} MiB"
         pid = vm["pid"] or ("elsewhere" if vm["running"] else "ended")
         by = vm.get("accelerator", "-")
-        print(f"{vm['name']:<20} {pid!s:>8} {by!s:<4} {memory:>9} {age:>8}")
+        lines.append(f"{vm['name']:<20} {pid!s:>8} {by!s:<4} {memory:>9} {age:>8}\n")
+    write("".join(lines))
     return 0
 
 
 def _say(text: str) -> None:
-    print(f"ccproxyctl vm: {text}", file=sys.stderr, flush=True)
+    say(f"ccproxyctl vm: {text}")
 
 
 def makeParser() -> argparse.ArgumentParser:
@@ -231,6 +241,8 @@ def main(arguments: Sequence[str]) -> int:
     options = makeParser().parse_args(arguments)
     try:
         status: int = options.run(options)
+    except OutputError:
+        raise
     except CCProxyError as error:
         _say(str(error))
         return FAILURE
