@@ -148,7 +148,7 @@ class EventTests(SynchronousTestCase):
         self.assertEqual(self.events.listeners, set())
 
     def test_names(self) -> None:
-        """The names are those of the events in our sources."""
+        """The names are those of the events in our sources: a new event is added to both."""
         names: set[str] = set()
         steps: set[str] = set()
         folder = Path(ccproxy.__file__).parent

@@ -80,6 +80,8 @@ NAMES = frozenset(
         "not-joined",
         "notify-failed",
         "output-dropped",
+        "pid-file-stale",
+        "pid-file-taken",
         "pod-ended",
         "pod-finished",
         "pod-joined",
