@@ -9,7 +9,7 @@ process.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +20,7 @@ import attrs
 import msgspec
 from twisted.logger import Logger
 
+from ..core.clock import Wait, cancel
 from ..core.registry import Registry
 from ..core.snapshot import BadSnapshot, Key, OutletForm, Snapshot, seal, unseal
 from ..core.states import VMState
@@ -44,7 +45,12 @@ LEAST_REWRITTEN = 4 << 20
 #: Seconds between two looks at how much the sessions hold.
 HELD_INTERVAL = 0.25
 
-#: The most bytes of commands that are sent by way of the pipe, which holds more.
+#: Seconds until a journal that has failed is begun anew; each failure soon after doubles them.
+MIN_RETRY = 1.0
+MAX_RETRY = 60.0
+
+#: The most bytes of commands that are sent by way of the pipe at a time. It may hold fewer: the
+#: system gives a user who has many pipes a page for each.
 MOST_STAGED = 32 << 10
 
 #: In front of each entry: its length and its checksum.
@@ -63,6 +69,7 @@ class EntryForm:
     @ivar channels: what the connector knows of it.
     @ivar staged: in which pipe the commands are that it has for the agent, or as many of their
         bytes as a pipe is given at a time, unless they were sent since then.
+    @ivar stagedSize: how many bytes the pipe was given; 0 stands for L{MOST_STAGED}.
     @ivar sent: a VM's serial, in an entry that says only that so many bytes of the commands in the
         last one about it were sent, besides whether the next are C{staged}.
     @ivar rests: what was taken from sockets and is not used, of those where it has changed.
@@ -76,6 +83,7 @@ class EntryForm:
     snapshot: Optional[Snapshot] = None
     channels: Optional[ChannelsForm] = None
     staged: str = ""
+    stagedSize: int = 0
     sent: Optional[tuple[int, int]] = None
     rests: dict[Key, bytes] = attrs.field(factory=dict)
     used: dict[Key, tuple[int, int]] = attrs.field(factory=dict)
@@ -135,19 +143,28 @@ class Journal:
         self._counters = (False, 0)
         self._unkept: dict[Key, StreamTransport] = {}
         # In turn: an entry speaks of the one, while in the other is what has no entry yet.
-        self._pipes = [self._pipe(f"{STAGING}{generation}-{nth}") for nth in range(2)]
+        self._pipes: list[_Pipe] = []
+        self._wait: Wait | None = None
+        self._delay = MIN_RETRY
+        self._since = -MAX_RETRY
+        self._listener: UNIXListener | None = None
         self._pods: Pods
         self._podForms: list[ListeningForm] = []
 
     @property
     def names(self) -> set[str]:
         """Under which names the manager keeps what is in use."""
+        files = {JOURNAL + str(self.generation), *(pipe.name for pipe in self._pipes)}
+        sockets = self._store.sockets
+        return {*files, *(sockets[key] for key in self._keys & sockets.keys())}
+
+    @property
+    def _keys(self) -> set[Key]:
         keys = set().union(*self._connections.values())
         if self._listening is not None:
             keys.add(self._listening.key)
         keys.update(pod.key for pod in self._podForms)
-        files = {JOURNAL + str(self.generation), *(pipe.name for pipe in self._pipes)}
-        return {*files, *(self._store.sockets[key] for key in keys & self._store.sockets.keys())}
+        return keys
 
     def _pipe(self, name: str) -> _Pipe:
         made = _Pipe(name, *os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
@@ -162,33 +179,92 @@ class Journal:
         @param listener: the client socket.
         @param pods: those that have joined.
         """
-        self._pods = pods
+        self._listener, self._pods = listener, pods
         pods.whenChanged = self._podsChanged
-        self._listening = listeningForm(listener)
+        self._try(self._open)
+
+    def _open(self) -> None:
+        """Write down everything in a new file, and from now on all that changes."""
+        listener, self._listening = self._listener, listeningForm(self._listener)
         if listener is not None and self._listening is not None:
             self._store.keepSocket(self._listening.key, listener.fileno())
-        self._podsChanged()
+        while len(self._pipes) < 2:
+            self._pipes.append(self._pipe(f"{STAGING}{self.generation}-{len(self._pipes)}"))
+        self._notePods()
+        self._outdated = True
+        self._rewrite()
+        self._since = self._registry.clock.seconds()
         self._registry.whenChanged = self.changed
         self._poller.whenRest = self._restChanged
-        self.changed(())
-        self._noteHeld()
+        self._wait = self._registry.later(HELD_INTERVAL, self._noteHeld)
+
+    def _try(self, step: Callable[..., object], *args: object) -> bool:
+        """
+        Do something that writes. If it fails, nothing is written until the journal is begun anew.
+
+        @return: whether it succeeded.
+        """
+        try:
+            step(*args)
+        except Exception:
+            self._fail()
+            return False
+        return True
+
+    def _fail(self) -> None:
+        """
+        Discard the journal, which is out of date now, and begin it anew later. Until then a crash
+        ends all connections, and the manager keeps none of them.
+        """
+        registry, store = self._registry, self._store
+        working = registry.whenChanged is not None
+        registry.whenChanged = self._poller.whenRest = None
+        soon = registry.clock.seconds() - self._since < MAX_RETRY
+        self._delay = min(2 * self._delay, MAX_RETRY) if soon or not working else MIN_RETRY
+        if working or self._wait is None:
+            self._log.failure(
+                "the journal cannot be written: a crash now ends all connections; trying again in"
+                " {seconds:g} s",
+                event="journal-failed",
+                seconds=self._delay,
+            )
+        cancel(self._wait)
+        self._wait = registry.later(self._delay, self._recover)
+        for key in self._keys:
+            store.discardSocket(key)
+        for name in [*store.kept]:
+            if name.startswith((JOURNAL, STAGING)):
+                store.discard(name)
+        for pipe in self._pipes:
+            os.close(pipe.reading)
+            os.close(pipe.writing)
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
+        for known in (self._pipes, self._connections, self._rests, self._held, self._unkept):
+            known.clear()
+        for vm in self._vms():
+            vm.sendNow()
+
+    def _recover(self) -> None:
+        """Begin the journal anew."""
+        if self._try(self._open):
+            self._log.info("the journal is written again", event="journal-recovered")
 
     def _noteHeld(self) -> None:
         """What a VM's sessions hold is no change that is told: look from time to time."""
-        if self._registry.whenChanged is None:
-            return
+        self._wait = self._registry.later(HELD_INTERVAL, self._noteHeld)
         if self._registry.budget.used or self._held:
+            before, self._held = self._held, {}
             for vm in self._vms():
                 held = sum(each.output.held + each.stdin.size for each in vm.processes.sessions)
-                if held != self._held.get(vm.serial, 0):
-                    self.changed([vm])
+                if held:
                     self._held[vm.serial] = held
-                if not held:
-                    self._held.pop(vm.serial, None)
+                if held != before.get(vm.serial, 0):
+                    self.changed([vm])
         for key, transport in list(self._unkept.items()):
             if transport.fileno() < 0 or self._store.keepSocket(key, transport.fileno()):
                 del self._unkept[key]
-        self._registry.later(HELD_INTERVAL, self._noteHeld)
 
     def renew(self) -> None:
         """Go on in a new file, by which a state is told that was written and is out of date."""
@@ -199,8 +275,24 @@ class Journal:
         """Begin a new file, in which nothing is that is out of date."""
         old, name, size = self._file, JOURNAL + str(self.generation), self._size
         outdated, self._outdated = self._outdated, False
-        self.generation += 1
         self._file = os.memfd_create("ccproxy-journal", os.MFD_CLOEXEC)
+        self.generation += 1
+        try:
+            self._fill(old, name, size, outdated)
+        except Exception:
+            if old >= 0:
+                os.close(old)
+            raise
+
+    def _fill(self, old: int, name: str, size: int, outdated: bool) -> None:
+        """
+        Write a new file.
+
+        @param old: the file before, or -1. It is closed, or goes on.
+        @param name: its name.
+        @param size: its size in bytes.
+        @param outdated: the old file must not go on.
+        """
         os.fchmod(self._file, 0o600)
         self._size = 0
         self._write(seal(b""))
@@ -229,6 +321,10 @@ class Journal:
 
     def _podsChanged(self) -> None:
         """A pod has joined, or has ended."""
+        if self._file >= 0:
+            self._try(self._notePods)
+
+    def _notePods(self) -> None:
         before = {pod.key for pod in self._podForms}
         self._podForms = self._pods.forms()
         listeners = self._pods.listeners
@@ -250,15 +346,19 @@ class Journal:
             piece = unsent.contents[:MOST_STAGED]
             self._pipes.reverse()
             pipe = self._pipes[0]
-            os.write(pipe.writing, piece)
-            form.staged = pipe.name
+            piece = piece[: os.write(pipe.writing, piece)]
+            form.staged, form.stagedSize = pipe.name, len(piece)
             self._entry(form)
-            sent, control = 0, vm.control
+            sent, control, gone = 0, vm.control, False
             if isinstance(control, StreamTransport) and not control.broken:
-                with contextlib.suppress(OSError):
+                try:
                     sent = os.splice(
                         pipe.reading, control.fileno(), len(piece), flags=os.SPLICE_F_NONBLOCK
                     )
+                except OSError as error:
+                    gone = error.errno in (errno.EPIPE, errno.ECONNRESET)
+                    if not gone and error.errno != errno.EAGAIN:
+                        raise
             unsent.drop(sent)
             done += sent
             form = EntryForm(sent=(vm.serial, done))
@@ -266,7 +366,9 @@ class Journal:
                 # First said, then done: nobody knows what was in an empty pipe.
                 self._entry(form)
                 os.read(pipe.reading, len(piece) - sent)
-                if isinstance(control, StreamTransport):
+                if gone:
+                    vm.sendNow()  # the transport notes that nobody reads
+                elif isinstance(control, StreamTransport):
                     control.notifyRoom()
                 return
 
@@ -276,19 +378,9 @@ class Journal:
         return {*registry.vms.values(), *registry.leaving, *(session.vm for session in sessions)}
 
     def changed(self, vms: Iterable[VM]) -> None:
-        """Write down VMs that have changed. Where that cannot be done, it is not tried again."""
-        try:
-            self._changed(vms)
-        except Exception:
-            self._log.failure(
-                "the journal cannot be written: from now on, a crash ends all connections",
-                event="journal-failed",
-            )
-            self._registry.whenChanged = self._poller.whenRest = None
-            for name in self.names:
-                self._store.discard(name)
-            for vm in self._vms():
-                vm.sendNow()
+        """Write down VMs that have changed."""
+        if self._file >= 0:
+            self._try(self._changed, vms)
 
     def _changed(self, vms: Iterable[VM]) -> None:
         for vm in vms:
@@ -307,6 +399,9 @@ class Journal:
 
     def _restChanged(self, transport: StreamTransport, taken: int) -> None:
         """A transport keeps the beginning of a unit, or no longer, and is about to take input."""
+        self._try(self._noteTaken, transport, taken)
+
+    def _noteTaken(self, transport: StreamTransport, taken: int) -> None:
         key = inodeOf(transport.fileno())
         form = EntryForm(used={key: (transport.mark(), taken)})
         self._noteRest(form, key, transport.rest)
@@ -355,7 +450,11 @@ class Journal:
 
     def _write(self, data: bytes) -> None:
         # All or nothing of it counts for who reads it, so it need not be atomic.
-        self._size += os.write(self._file, data)
+        left = memoryview(data)
+        while left:
+            count = os.write(self._file, left)
+            self._size += count
+            left = left[count:]
 
 
 def keysInto(found: dict[Key, StreamTransport]) -> Callable[[IConnection], Key]:
@@ -415,7 +514,7 @@ def readJournal(data: bytes, staged: Mapping[str, bytes]) -> Journalled:
     # How much of each VM's commands was sent before its last entry, and where that has staged more;
     # what is in a pipe still is of the last entry of all, if it is of any.
     sent: dict[int, int] = {}
-    stagedIn: dict[int, str] = {}
+    stagedIn: dict[int, tuple[str, int]] = {}
     last = None
     at = len(seal(b""))
     while at + _ENTRY.size <= len(data):
@@ -449,11 +548,11 @@ def readJournal(data: bytes, staged: Mapping[str, bytes]) -> Journalled:
         else:
             last = entry.serial
             found.vms[last], sent[last] = entry, 0
-        stagedIn[last] = entry.staged
+        stagedIn[last] = entry.staged, entry.stagedSize or MOST_STAGED
     for serial in found.damaged:
         found.vms.pop(serial, None)
     for serial, entry in found.vms.items():
-        pipe = stagedIn[serial]
+        pipe, size = stagedIn[serial]
         if entry.snapshot is None or not (pipe or sent[serial]):
             continue
         vms = []
@@ -462,7 +561,7 @@ def readJournal(data: bytes, staged: Mapping[str, bytes]) -> Journalled:
             left = b"".join(block for block, _ in out.blocks)[out.offset + sent[serial] :]
             if pipe:
                 # What was staged has been sent, but for what was last and is still in the pipe.
-                left = left[MOST_STAGED:]
+                left = left[size:]
                 if serial == last:
                     left = staged.get(pipe, b"") + left
             blocks = [(left, False)] if left else []

@@ -1,21 +1,45 @@
 """
-What is believed of a journal that a process has left when it died: L{ccproxy.service.journal}.
+L{ccproxy.service.journal}: a journal that a process has left when it died, and one that cannot be
+written.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import zlib
 from itertools import accumulate
+from types import SimpleNamespace
+from typing import Any
 
 from hypothesis import example, given
 from hypothesis import strategies as st
+from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.core.snapshot import HEADER, VERSION, BadSnapshot, Snapshot, VMForm, seal
 from ccproxy.core.states import VMState
-from ccproxy.service.journal import _ENTRY, EntryForm, _encoded, readJournal
-from ccproxy.wire.codes import Dialect
+from ccproxy.net.notify import Notifier
+from ccproxy.net.ordinary import attach
+from ccproxy.net.protocols import ClientProtocol, ControlChannel, IOChannel
+from ccproxy.net.store import DescriptorStore
+from ccproxy.service import journal as _journal
+from ccproxy.service.journal import (
+    _ENTRY,
+    MAX_RETRY,
+    MIN_RETRY,
+    EntryForm,
+    Journal,
+    _encoded,
+    readJournal,
+)
+from ccproxy.wire.codes import Command, ControlCode, Dialect
+from ccproxy.wire.frames import FrameDecoder
+from ccproxy.wire.messages import encodeControl
 from ccproxy.wire.payloads import RegisterVM
+
+from .memory import World, command, registration
+from .sockets import SocketCase
 
 _BEGINNING = seal(b"")
 
@@ -107,3 +131,156 @@ class DamageTests(SynchronousTestCase):
             if 8 <= at < len(_BEGINNING):
                 whole = sum(end <= length for end in ENDS)
             self.assertEqual(known, KNOWN[whole - 1])
+
+
+class FaultTests(SocketCase):
+    """System calls that fail: nobody notices, and the journal is begun anew."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.world = World()
+        registry = self.registry = self.world.registry
+        around: Any = SimpleNamespace(
+            forms=list, listeners={}, channelsOf=lambda vm: None, abandon=lambda vm: None
+        )
+        self.pods = around
+        self.store = DescriptorStore(Notifier({}, self.world.clock), {})
+        self.store.notifier = SimpleNamespace(  # type: ignore[assignment]
+            present=True, flush=self.store._send, offer=lambda *_: True, clock=self.world.clock
+        )
+        self.journal = Journal(registry, around, self.poller, self.store, 0)
+        self.journal.begin(None, around)
+        self.client, client = self.pair()
+        attach(self.poller, client, "the client", ClientProtocol(registry))
+
+    def agree(self) -> None:
+        """Register a VM, and have a command carried out, with an answer that comes in two parts."""
+        control, io = ControlChannel(self.registry), IOChannel(self.registry)
+        (ours, agent), (ourIO, _) = self.pair(), self.pair()
+        attach(self.poller, ours, "control", control)
+        attach(self.poller, ourIO, "I/O", io)
+        self.client.send(command(Command.REGISTER_VM, registration()))
+        self.turn()
+        vm = self.world.connector.wanted.pop()
+        sinks = vm.connected(control.connection, io.connection)
+        control.begin(sinks[0])
+        io.begin(sinks[1])
+        agent.send(encodeControl(ControlCode.READY))
+        self.turn(2)
+        self.client.send(command(Command.HYPER, {"hyperName": "ping", "data": "x" * 50_000}))
+        asked = b""
+        while len(asked) < 50_010:
+            self.turn(2)
+            asked += agent.recv(8192)
+        self.assertEqual(asked, encodeControl(ControlCode.PING, b'"' + b"x" * 50_000 + b'"'))
+        answer = encodeControl(ControlCode.ACK, b"pong")
+        agent.send(answer[:5])
+        self.turn()
+        self.reactor.advance(1)  # the first part is kept, and noted
+        self.turn()
+        self.pods.whenChanged()
+        agent.send(answer[5:])
+        self.turn(2)
+        decoder = FrameDecoder()
+        decoder.feed(self.client.recv(65536))
+        frames = list(iter(decoder.next, None))
+        self.assertEqual([(frame.error, frame.payload) for frame in frames[1:]], [(False, b"pong")])
+        self.assertFalse(frames[0].error or vm.control is None)
+
+    def written(self) -> list[str]:
+        """The VMs of the journal that the manager keeps, if it keeps one."""
+        if f"{_journal.JOURNAL}{self.journal.generation}" not in self.store.kept:
+            return []
+        size = os.fstat(self.journal._file).st_size
+        return [*read(os.pread(self.journal._file, size, 0)).values()]
+
+    def events(self) -> list[str]:
+        """What the log says about the journal."""
+        return [e["event"] for e in self.logged if str(e.get("event")).startswith("journal-")]
+
+    def watch(self) -> None:
+        """Keep what the journal logs."""
+        self.logged: list[dict[str, Any]] = []
+        self.patch(Journal, "_log", Logger(observer=self.logged.append))  # type: ignore[arg-type]
+
+    def test_shortWrites(self) -> None:
+        """A pipe and a file may take less than they are given."""
+        write = os.write
+        self.watch()
+        self.patch(os, "write", lambda fd, data: write(fd, data[:4096]))
+        self.agree()
+        self.assertEqual((self.written(), self.events()), (["vm"], []))
+
+    def test_writeFails(self) -> None:
+        """Whichever write fails: the daemon goes on, and the journal is begun anew."""
+        for at in range(1000):
+            write, calls = os.write, [0]
+
+            def fails(fd: int, data: bytes, at: int = at) -> int:
+                calls[0] += 1  # noqa: B023
+                if calls[0] - 1 == at:  # noqa: B023
+                    raise OSError(errno.ENOSPC, "there is no room")
+                return write(fd, data)  # noqa: B023
+
+            self.setUp()
+            self.watch()
+            self.patch(os, "write", fails)
+            self.agree()
+            os.write = write
+            if calls[0] <= at:
+                self.assertGreater(at, 5)
+                break
+            self.assertEqual(self.events(), ["journal-failed"])
+            self.assertEqual(self.written(), [])
+            self.world.clock.advance(2 * MIN_RETRY)
+            self.assertEqual(self.events(), ["journal-failed", "journal-recovered"])
+            self.assertEqual(self.written(), ["vm"])
+
+    def test_failsForLong(self) -> None:
+        """It is tried again ever more seldom, and not logged again."""
+        self.watch()
+        write, calls = os.write, [0]
+
+        def fails(fd: int, data: bytes) -> int:
+            calls[0] += 1
+            raise OSError(errno.EFBIG, "the file is too long")
+
+        self.patch(os, "write", fails)
+        self.agree()
+        for _ in range(600):
+            self.world.clock.advance(1)
+        self.assertLess(calls[0], 20)
+        os.write = write
+        self.assertEqual((self.events(), self.store.size), (["journal-failed"], 0))
+        for _ in range(int(MAX_RETRY)):
+            self.world.clock.advance(1)
+        self.assertEqual(self.events(), ["journal-failed", "journal-recovered"])
+        self.assertEqual(self.written(), ["vm"])
+
+    def test_spliceFails(self) -> None:
+        """A splice that fails for another reason than room is such a failure; the command goes."""
+        self.watch()
+
+        def fails(*_: object, **__: object) -> int:
+            raise OSError(errno.EINVAL, "invalid argument")
+
+        splice = os.splice
+        self.patch(os, "splice", fails)
+        self.agree()
+        os.splice = splice
+        self.world.clock.advance(2 * MIN_RETRY)
+        self.assertEqual(self.events(), ["journal-failed", "journal-recovered"])
+        self.assertEqual(self.written(), ["vm"])
+
+    def test_heldForgotten(self) -> None:
+        """What a VM that is gone has held is not remembered."""
+        session = SimpleNamespace(output=SimpleNamespace(held=5), stdin=SimpleNamespace(size=0))
+        vms = [SimpleNamespace(serial=7, processes=SimpleNamespace(sessions=[session]))]
+        self.patch(self.journal, "_vms", lambda: vms)
+        self.patch(self.journal, "_changed", lambda vms: None)
+        self.registry.budget.used = 5
+        self.world.clock.advance(1)
+        self.assertEqual(self.journal._held, {7: 5})
+        vms.clear()
+        self.world.clock.advance(1)
+        self.assertEqual(self.journal._held, {})

@@ -292,6 +292,7 @@ class JournalTests(SynchronousTestCase):
         around: Any = SimpleNamespace()
         store = DescriptorStore(Notifier({}, Clock()), {})
         journal = Journal(around, around, around, store, 0)
+        journal._pipes = [journal._pipe(f"staging-0-{nth}") for nth in range(2)]
         written: list[EntryForm] = []
         self.patch(journal, "_entry", lambda form: written.append(attrs.evolve(form)))
         unsent = SimpleNamespace(contents=b"ping", drop=lambda taken: None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -688,6 +689,36 @@ class CrashTests(RestartCase):
             self.kill()
             eventually(lambda: self.count("recovered") == nth, "a restart", 60)  # noqa: B023
             self.assertEqual(status(), (draining, nth))
+
+    def test_cannotWrite(self) -> None:
+        """
+        A journal that cannot be written stops nothing. It is begun anew once it can be, and the
+        next crash costs nothing either.
+        """
+        vm = self.vm(self.daemon, 2)
+        supervisor = self.daemon.pid
+        children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+        before = resource.prlimit(int(children[0]), resource.RLIMIT_FSIZE)
+        resource.prlimit(int(children[0]), resource.RLIMIT_FSIZE, (1, before[1]))
+        vm.usable()
+        running = vm.start(0)
+        answer = encodeControl(ControlCode.ACK, b"in two parts")
+        vm.agent.answers[ControlCode.PING] = None
+        vm.client.command(Command.HYPER, hyperPayload("ping"))
+        vm.agent.command(ControlCode.PING, 1)
+        vm.agent.control.write(answer[:5])
+        running.say(b"heard")
+        self.assertEqual(running.shim.output(Stream.STDOUT, 5), b"heard")
+        vm.agent.control.write(answer[5:])
+        self.assertEqual(vm.client.response(Command.HYPER).payload, b"in two parts")
+        vm.agent.answers.clear()
+        resource.prlimit(int(children[0]), resource.RLIMIT_FSIZE, before)
+        eventually(lambda: self.count("journal-recovered"), "a new journal", 90)
+        self.kill()
+        eventually(lambda: self.count("recovered"), "a restart", 60)
+        running.say(b"and again")
+        self.assertEqual(running.shim.output(Stream.STDOUT, 9), b"and again")
+        vm.attach().hyper("ping", "next")
 
     def report(self, load: Load) -> None:
         """Say what was lost."""
