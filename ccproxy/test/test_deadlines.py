@@ -56,7 +56,7 @@ INTERVALS = {
     "net/adapter.py": "lookForHangup _lookForHangup _callSoon",
     "net/connectunix.py": "connectUNIX",  # tries again before it gives up
     "net/deadlines.py": "_arm _begin _round",
-    "net/listening.py": "_turnAway",
+    "net/listening.py": "startListening _turnAway",
     "net/notify.py": "_again",
     "net/polling.py": "waitForRest _continueSoon",
     "net/store.py": "_confirmSoon",

@@ -31,6 +31,7 @@ time.time = lambda: real() + float(open(path).read())
 #: Ways to start the daemon, up to its own options.
 COMMANDS = [
     [*script("cc-proxy"), "-socket-path", "{socket}"],
+    [*script("twist"), "ccproxy", "--socket-path", "{socket}"],
     *(
         [*script("twistd"), "-n", "--pidfile=", *reactor, "ccproxy", "--socket-path", "{socket}"]
         for reactor in (

@@ -19,6 +19,8 @@ from .asking import ask, askingParser, show
 LOOK = 0.1
 #: Seconds to wait for the process to exit once it serves nobody: it may still write its log.
 EXIT_TIMEOUT = 2.0
+#: Seconds in which a socket gives what has come already.
+_AT_ONCE = 0.001
 
 
 def makeParser() -> argparse.ArgumentParser:
@@ -93,8 +95,11 @@ def _connect(path: str) -> socket.socket | None:
 
 def _closed(connection: socket.socket, deadline: float) -> bool:
     """Return whether the daemon closes a connection in time."""
-    while (left := deadline - time.monotonic()) > 0:
-        connection.settimeout(left)
+    overdue = False
+    while not overdue:
+        left = deadline - time.monotonic()
+        overdue = left <= 0  # give up after one more look
+        connection.settimeout(max(_AT_ONCE, left))
         try:
             if not connection.recv(4096):
                 return True
