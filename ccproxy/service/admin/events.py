@@ -70,6 +70,7 @@ NAMES = frozenset(
         "ignored",
         "internal-error",
         "journal-failed",
+        "journal-recovered",
         "ksm",
         "ksm-overdue",
         "ksm-unused",
