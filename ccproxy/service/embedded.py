@@ -13,6 +13,7 @@ from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -90,6 +91,8 @@ class EmbeddedVM(MultiService):
 
     async def _register(self, control: str, io: str) -> None:
         try:
+            # First the daemon notices the end of this VM as it was before a restart.
+            await deferLater(self._poller.deadlines, 0)
             client = self._connect()
             await client.registerVM(self._name, control, io, timeout=PATIENCE)
             pod = {"hostname": self._name, "shareDir": "share"}

@@ -121,14 +121,12 @@ class SocketTests(AgentTestCase):
         folders: list[str] = []
         poller = Poller(reactor)
         self.addCleanup(poller.close)
-        served: list[socket.socket] = []
-        service = EmbeddedVM("vm", Settings(), poller, served.append, folders.append)
+        service = EmbeddedVM("vm", Settings(), poller, socket.socket.close, folders.append)
         for nth in range(2):
             service.startService()
             self.assertEqual(sorted(os.listdir(folders[nth])), ["control", "io"])
             await service.stopService()
             self.assertFalse(os.path.exists(folders[nth]))
-            served.pop().close()
 
     def test_pathTaken(self) -> None:
         """A path that cannot be listened on is a clear error, and nothing stays."""
