@@ -9,7 +9,6 @@ then on. A file C{/agent} in the initramfs takes its place once the guest is rea
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -60,6 +59,7 @@ def serve() -> None:
     from .guestmachine import GuestMachine
     from .guestports import CONTROL, IO, VirtioPort, findPort
     from .protocols import ControlProtocol, IOProtocol
+    from .reaping import beProcess1
 
     reactor: Any = EPollReactor()
     useMonotonicTime(reactor)
@@ -73,7 +73,7 @@ def serve() -> None:
     agent.whenOff = end
     for name, protocol in ((CONTROL, ControlProtocol), (IO, IOProtocol)):
         VirtioPort(reactor, findPort(name, PORT_TIMEOUT), partial(protocol, agent))
-    signal.signal(signal.SIGCHLD, lambda *_: reactor.callFromThread(machine.reap))
+    beProcess1(reactor.callFromThread)
     reactor.run(installSignalHandlers=False)
 
 

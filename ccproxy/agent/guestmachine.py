@@ -14,7 +14,6 @@ import socket
 import stat
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -111,13 +110,6 @@ class GuestMachine(Machine):
     def ps(self, args: Sequence[str], done: Callable[[bytes | None], None]) -> None:
         """Run C{ps}: busybox's, which shows all by itself and does not know C{-ef}."""
         super().ps([] if list(args) == ["-ef"] else args, done)
-
-    def reap(self) -> None:
-        """Reap children that nobody has started: orphans that came to the first process."""
-        own = {running.pid for running in self._programs}
-        for pid in _children():
-            if pid not in own:
-                os.waitpid(pid, os.WNOHANG)
 
 
 def rootPath(root: Root) -> str:
@@ -229,8 +221,3 @@ def _folder(path: str, name: str) -> bool:
     with contextlib.suppress(OSError):
         os.mkdir(os.path.join(path, name))
     return os.path.isdir(os.path.join(path, name))
-
-
-def _children() -> list[int]:
-    me = os.getpid()
-    return [int(pid) for pid in Path(f"/proc/{me}/task/{me}/children").read_text().split()]

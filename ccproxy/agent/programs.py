@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from zope.interface import implementer
 
 from ..wire.messages import LOST_STATUS
+from . import reaping
 from .descriptors import Reader, Signpost, Writer
 from .interfaces import IRunning, IRunningSink, Program, StartError
 
@@ -75,6 +76,7 @@ class RunningProgram:
         try:
             theirs, ours = (_terminal if program.terminal else _pipes)(opened)
             self._popen = _popen(program, environment, workdir, theirs, place)
+            reaping.own.add(self._popen.pid)
             exit = _pidfd(self._popen)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             for fd in opened:
@@ -158,6 +160,7 @@ class RunningProgram:
             # Somebody else has reaped it. Popen would take that for success.
             self._popen.returncode = LOST_STATUS
         self._popen.wait()
+        reaping.own.discard(self.pid)
         self.exited = True
         self._reaped(self)
         self._end()
@@ -231,6 +234,7 @@ def _pidfd(popen: subprocess.Popen[bytes]) -> int:
     except OSError:
         popen.kill()
         popen.wait()
+        reaping.own.discard(popen.pid)
         raise
 
 

@@ -11,6 +11,11 @@ import attrs
 KIB = 1 << 10
 MIB = 1 << 20
 
+#: The greatest number of a limit without one of its own: every format holds it exactly.
+MAX_COUNT = (1 << 53) - 1
+#: Seconds, some 30 years: the longest deadline, which every timer of the system can take.
+MAX_SECONDS = 1e9
+
 
 def _limit(default: float, help: str, most: float | None = None, least: float = 1) -> Any:
     """
@@ -18,9 +23,11 @@ def _limit(default: float, help: str, most: float | None = None, least: float = 
 
     @param help: what it bounds, for C{--help} and the operations guide.
     @param least: the lowest value that makes sense.
-    @param most: the highest one, if there is one.
+    @param most: the highest one, by default L{MAX_COUNT} or L{MAX_SECONDS}.
     """
     kind = type(default)
+    if most is None:
+        most = MAX_COUNT if kind is int else MAX_SECONDS
     return attrs.field(
         default=default, metadata={"help": help, "least": least, "most": most, "kind": kind}
     )

@@ -30,6 +30,8 @@ FIRST_PASSED = 3
 #: How long another daemon may hold the lock while it starts, in seconds.
 LOCK_TIMEOUT = 5.0
 _LOCK_INTERVAL = 0.05
+#: The greatest number of a group: Linux has 32 bits for it, and takes the last one for none.
+MAX_GROUP = (1 << 32) - 2
 _CREDENTIALS = struct.Struct("3i")
 # The socket module does not know it yet.
 _SO_PEERPIDFD = 77
@@ -181,9 +183,11 @@ def groupNumber(group: str | int) -> int:
     The number of a group.
 
     @param group: its name or its number.
-    @raise KeyError: there is no group of this name.
+    @raise KeyError: there is no group of this name, or can be none of this number.
     """
     if isinstance(group, int) or group.isdecimal():
+        if len(str(group)) > len(str(MAX_GROUP)) or int(group) > MAX_GROUP:
+            raise KeyError(group)
         return int(group)
     return grp.getgrnam(group)[2]
 

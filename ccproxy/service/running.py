@@ -99,6 +99,10 @@ def handleSignals(
     def install() -> None:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        if os.getpid() == 1:  # of a container
+            from ..agent.reaping import beProcess1
+
+            beProcess1(reactor.callFromThread)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
 
     signal.pthread_sigmask(signal.SIG_BLOCK, handlers)

@@ -4,7 +4,6 @@ What an operator can set, checked: the one thing that both command lines produce
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from ..core.limits import Limits
+from ..core.limits import MAX_COUNT, MAX_SECONDS, Limits
 from ..errors import CCProxyError
 from ..net.address import DEFAULT_SOCKET, MAX_PATH, adminPath
 from ..wire.codes import Dialect
@@ -153,7 +152,7 @@ def _checkSinks(names: tuple[str, ...]) -> None:
 
 
 def _checkLogRate(rate: int) -> None:
-    if type(rate) is not int or rate < 0:
+    if type(rate) is not int or not 0 <= rate <= MAX_COUNT:
         raise ValueError(f"{rate!r} is no number of log entries")
 
 
@@ -181,8 +180,10 @@ def _checkAddress(address: str) -> None:
 
 
 def _checkSeconds(seconds: float) -> None:
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise ValueError(f"{seconds!r} is no time: it is more than 0 seconds")
+    if not 0 < seconds <= MAX_SECONDS:
+        raise ValueError(
+            f"{seconds!r} is no time: it is more than 0 and at most {MAX_SECONDS:g} seconds"
+        )
 
 
 def _checkOrphan(choice: str) -> None:
@@ -216,12 +217,12 @@ def _checkLimits(limits: Limits) -> None:
         least, most = field.metadata["least"], field.metadata["most"]
         if field.metadata["kind"] is int and type(value) is not int:
             raise BadSetting(field.name, f"{value!r} is no whole number")
-        if not math.isfinite(value):
-            raise BadSetting(field.name, f"{value!r} is no finite number")
+        if value != value:
+            raise BadSetting(field.name, f"{value!r} is no number")
         if value < least:
-            raise BadSetting(field.name, f"{value:g} is less than {least:g}, the least that works")
-        if most is not None and value > most:
-            raise BadSetting(field.name, f"{value:g} is more than {most:g}, the most that works")
+            raise BadSetting(field.name, f"{value} is less than {least:g}, the least that works")
+        if value > most:
+            raise BadSetting(field.name, f"it is more than {most:g}, the most that works")
 
 
 @attrs.frozen(kw_only=True)

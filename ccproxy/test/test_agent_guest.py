@@ -28,13 +28,11 @@ from ccproxy.wire.messages import encodeIO
 
 REAPING = """
 import ctypes, os, subprocess, time
-from ccproxy.agent.guestmachine import GuestMachine
+from ccproxy.agent import reaping
 PR_SET_CHILD_SUBREAPER = 36
 ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-machine = GuestMachine(None, lambda: None)
 own = subprocess.Popen(["true"])
-class Own: pid = own.pid
-machine._programs = {Own}
+reaping.own.add(own.pid)
 subprocess.run(["sh", "-c", "sleep 0 & sleep 0 & sleep 600 &"])
 children = f"/proc/self/task/{os.getpid()}/children"
 zombies = lambda: sum(
@@ -43,7 +41,7 @@ zombies = lambda: sum(
 )
 while zombies() < 3:
     time.sleep(0.01)
-machine.reap()
+reaping.reapOrphans()
 left = open(children).read().split()
 print(zombies(), len(left), str(own.pid) in left)
 for pid in left:

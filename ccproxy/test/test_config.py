@@ -285,6 +285,7 @@ class CheckTests(ConfigCase):
     def test_machine(self) -> None:
         """So is what this machine does not have: a group, an address."""
         for text, problem in (
+            ("socket-group = 99999999999", "socket-group: there is no group '99999999999'"),
             ('socket-group = "no such"', "socket-group: there is no group 'no such'"),
             ('metrics-address = "192.0.2.1:1"', "metrics-address: '192.0.2.1' is no address of"),
             ('metrics-address = "[2001:db8::1]:1"', "metrics-address: '2001:db8::1' is no address"),

@@ -120,7 +120,8 @@ class BindTests(PathCase):
 
     def test_noSuchGroup(self) -> None:
         """A group that is not there is named."""
-        self.assertIn("there is no group nosuchgroup", self.refusal(group="nosuchgroup"))
+        for group in ("nosuchgroup", "4294967295", "99999999999", "9" * 5000):
+            self.assertIn(f"there is no group {group}", self.refusal(group=group))
 
     def test_longPath(self) -> None:
         """107 bytes are enough for a path, 108 are too many."""
@@ -590,9 +591,7 @@ class ConnectTests(PathCase):
         listening = self.listen(0)
         self.client()
         protocol = RecordingProtocol()
-        connecting = Deferred.fromCoroutine(
-            connectUNIX(self.poller, self.path, protocol, 5)
-        )
+        connecting = Deferred.fromCoroutine(connectUNIX(self.poller, self.path, protocol, 5))
         self.reactor.advance(RETRY_INTERVAL)
         self.assertNoResult(connecting)
         listening.accept()[0].close()
@@ -605,9 +604,7 @@ class ConnectTests(PathCase):
         self.listen(0)
         self.client()
         before = self.descriptors()
-        connecting = Deferred.fromCoroutine(
-            connectUNIX(self.poller, self.path, Protocol(), 0.2)
-        )
+        connecting = Deferred.fromCoroutine(connectUNIX(self.poller, self.path, Protocol(), 0.2))
         self.reactor.pump([RETRY_INTERVAL] * 5)
         failure = self.failureResultOf(connecting, CannotConnect)
         self.assertIn(f"{self.path}: its queue of waiting connections", str(failure.value))
@@ -619,9 +616,7 @@ class ConnectTests(PathCase):
         self.listen(0)
         self.client()
         before = self.descriptors()
-        connecting = Deferred.fromCoroutine(
-            connectUNIX(self.poller, self.path, Protocol(), 5)
-        )
+        connecting = Deferred.fromCoroutine(connectUNIX(self.poller, self.path, Protocol(), 5))
         connecting.cancel()
         self.failureResultOf(connecting, CancelledError)
         self.assertEqual(self.descriptors(), before)

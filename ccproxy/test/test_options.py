@@ -61,7 +61,8 @@ class SettingsTests(SynchronousTestCase):
             below: Any = least - 1 if isinstance(least, int) else least - 0.001
             limits: dict[str, Any] = {field.name: least}
             Settings(limits=Limits(**limits))
-            for limits[field.name] in (below, float("nan"), float("inf")):
+            above = field.metadata["most"] + 1
+            for limits[field.name] in (below, above, 10**400, float("nan"), float("inf")):
                 with self.assertRaisesRegex(BadSetting, f"^{optionName(field.name)}: "):
                     Settings(limits=Limits(**limits))
 

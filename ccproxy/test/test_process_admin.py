@@ -4,6 +4,7 @@ Tests of the admin socket of the real daemon.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -369,6 +370,18 @@ class SocketTests(DaemonTestCase):
         second.spawn()
         self.assertEqual(second.wait(), 1)
         self.assertIn(f"cannot serve metrics on {address}: ", second.log())
+
+    def test_anyPort(self) -> None:
+        """With port 0 the log has the address where metrics can be had."""
+        addresses = ["127.0.0.1:0", ":0"]
+        with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+            addresses.append("[::1]:0")
+        for address in addresses:
+            daemon = self.cleared(Daemon.byTwistd(f"--metrics-address={address}")).start()
+            url = daemon.waitLog("metrics: ").partition("metrics: ")[2].split()[0]
+            with urlopen(url, timeout=30) as response:
+                self.assertIn(b"ccproxy_build_info{", response.read())
+            self.assertEqual(daemon.stop(), 0)
 
     def test_hangs(self) -> None:
         """A daemon whose loop was late is not healthy, for a while."""

@@ -286,6 +286,40 @@ class PidFileTests(WayTestCase):
         self.assertEqual(Path(daemon.directory, "notes").read_text(), "precious")
 
 
+class Process1Tests(WayTestCase):
+    """The daemon, or its supervisor, as process 1 of a container."""
+
+    def test_orphans(self) -> None:
+        """It reaps orphans that have ended, and knows the ends of its own programs."""
+        if os.geteuid():
+            self.skipTest("it takes root")
+        twistd = [*script("twistd"), "-n", *OPTIONS]
+        for command in (
+            twistd,
+            [*script("ccproxyctl"), "supervise", "--", *twistd],
+            [*script("cc-proxy"), "-uri", "{socket}", "-config", "/dev/null"],
+        ):
+            daemon = self.daemon(
+                "unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *command
+            )
+            daemon.start()
+            first = str(daemon.child)
+            ended = Path(daemon.directory, "ended")
+            orphan = f"(sleep 0.1; touch {ended}) > /dev/null 2>&1 < /dev/null &"
+            subprocess.run(["nsenter", "-t", first, "-p", "sh", "-c", orphan], check=True)
+            eventually(ended.exists, "the orphan ends")
+            eventually(partial(self.hasNoZombie, first), f"{command} reaps it")
+            if "--embedded-vm=inside" in command:
+                self.assertUsable(daemon, int(first))
+            os.kill(int(first), signal.SIGTERM)
+            self.assertEqual(daemon.wait(), 0, daemon.log())
+
+    def hasNoZombie(self, pid: str) -> bool:
+        """Return whether no child of a process has ended and is not reaped."""
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return all(isRunning(int(child)) for child in children)
+
+
 class EarlySignalTests(WayTestCase):
     """P25: signals that come before there are handlers for them."""
 

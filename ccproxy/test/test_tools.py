@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from unittest import skipIf
 from twisted.trial.unittest import SynchronousTestCase
 
 from ..testing.daemon import environment, eventually, script
+from ..tools import ccproxyctl
 from ..wire.codes import Command, FrameType, Stream
 from ..wire.frames import (
     Frame,
@@ -728,6 +730,27 @@ async def work(reactor):
         return await handled
 sys.exit(runReactor("test", work))
 """
+
+
+class NumberTests(SynchronousTestCase):
+    """Numbers on the command line."""
+
+    def test_refused(self) -> None:
+        """A number that no command can use is refused as a bad word, without a traceback."""
+        for words in (
+            ["supervise", "--capacity", "{}", "--", "true"],
+            ["events", "--count", "{}"],
+            ["vm", "start", "--memory", "{}", "x"],
+            ["vm", "stop", "--timeout", "{}", "x"],
+            ["stop", "--timeout", "{}"],
+            ["restart", "--timeout", "{}"],
+        ):
+            for number in ("-1", "nan", "inf", "x", "9" * 30, "9" * 5000):
+                stderr = io.StringIO()
+                with contextlib.redirect_stderr(stderr), self.assertRaises(SystemExit) as caught:
+                    ccproxyctl.main([word.format(number) for word in words])
+                self.assertEqual(caught.exception.code, 2)
+                self.assertIn(number, stderr.getvalue())
 
 
 class CommandLineTests(SynchronousTestCase):

@@ -66,6 +66,21 @@ def seconds(least: float, most: float = 86400.0) -> Callable[[str], float]:
     return convert
 
 
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """What makes a whole number of a text, for argparse."""
+
+    def convert(text: str) -> int:
+        if not text.isascii() or not text.isdecimal() or len(text) > len(str(most)):
+            value = -1
+        else:
+            value = int(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {least} to {most}")
+        return value
+
+    return convert
+
+
 def addAddress(parser: argparse.ArgumentParser) -> None:
     """Add the option that says where the proxy is."""
     parser.add_argument(

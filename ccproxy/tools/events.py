@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+from ..core.limits import MAX_COUNT
 from .adminclient import AdminClient, AdminError
+from .arguments import whole
 from .asking import ask, askingParser, show
 from .tables import plain
 
@@ -97,7 +99,7 @@ def makeParser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-n",
         "--count",
-        type=int,
+        type=whole(0, MAX_COUNT),
         default=0,
         metavar="COUNT",
         help="end after so many events (default: never)",

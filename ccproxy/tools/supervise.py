@@ -25,11 +25,13 @@ from struct import Struct
 
 import attrs
 
+from ..agent import reaping
 from ..entry import hold, release
 from ..errors import CCProxyError
 from ..net.passed import FIRST, Passed
 from ..net.restarting import HANDED_OVER, KEEP_VARIABLE, WORKING_DESCRIPTORS
 from ..service.logwriter import LogWriter, descriptorWriter
+from .arguments import whole
 
 #: Seconds until a daemon that has died is started again: at once the first time, then ever later.
 DELAYS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -173,6 +175,9 @@ class Supervisor:
                 continue
             overdue = self._killAt is not None and time.monotonic() >= self._killAt
             pid, result = os.waitpid(self._pid, os.WNOHANG)
+            if os.getpid() == 1:
+                reaping.own = {self._pid} - {pid}
+                reaping.reapOrphans()
             if pid:
                 self._listen()  # what it has said last
                 self._pid = 0
@@ -381,7 +386,7 @@ def makeParser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--capacity",
-        type=int,
+        type=whole(1, 1 << 20),
         default=CAPACITY,
         metavar="N",
         help="how many descriptors are kept at most (%(default)s, or fewer: as many as the limit"

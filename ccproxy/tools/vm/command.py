@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 
 from ...errors import CCProxyError
 from ...net.client import ProxyClient
-from ..arguments import addAddress, text
+from ..arguments import addAddress, seconds, text, whole
 from ..attending import NoProxy
 from ..local import reach
 from ..output import OutputError, say, write
@@ -191,7 +191,11 @@ def makeParser() -> argparse.ArgumentParser:
         "name", type=text, metavar="NAME", help="the VM's name, also its containerId"
     )
     start.add_argument(
-        "--memory", type=int, default=256, metavar="MIB", help="its memory (default: %(default)s)"
+        "--memory",
+        type=whole(16, 1 << 24),
+        default=256,
+        metavar="MIB",
+        help="its memory (default: %(default)s)",
     )
     start.add_argument("--kernel", metavar="FILE", help="the kernel that it boots")
     start.add_argument(
@@ -218,7 +222,7 @@ def makeParser() -> argparse.ArgumentParser:
     stop.add_argument("name", type=text, metavar="NAME", help="the VM's name")
     stop.add_argument(
         "--timeout",
-        type=float,
+        type=seconds(0),
         default=hypervisor.STOP_TIMEOUT,
         metavar="SECONDS",
         help="for its pod to end (default: %(default)g); then it is switched off",
