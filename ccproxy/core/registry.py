@@ -217,6 +217,7 @@ class Registry:
         while self._answered:
             client = self._answered.pop()
             client.flush()
+            client.wake()
             if client.session is not None:
                 self.changed(client.session.vm)  # it is a shim now, and knows it
         self._writeDown()

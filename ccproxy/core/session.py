@@ -346,6 +346,7 @@ class Session:
         self.status = status
         detached = self.state is SessionState.DETACHED
         if self.state is SessionState.STARTING or (detached and not self._acked):
+            self.vm.registry.changed(self.vm)
             return  # until the answer to the start has gone to its client
         cancel(self._exitWait)
         self._fail(RequestError("process has exited"))

@@ -291,6 +291,7 @@ class World:
         """
         self.connections: dict[int, MemoryConnection] = {}
         self._journal: dict[int, Snapshot] = {}
+        self._keeps = bool(journal)
         self.clock = Clock()
         self.connector = MemoryConnector()
         self.events: list[dict[str, Any]] = []
@@ -388,7 +389,7 @@ class World:
         )
         found = [decode(body, type=Snapshot) for body in bodies]
         resumed = resume(self.registry, found, self.connections)
-        if journal and old.whenChanged is not None:
+        if journal and self._keeps:
             self._keepJournal()
         for key, sink in resumed.sinks.items():
             self.connections[key].taken(sink)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import msgspec
 
+from ccproxy.core.resuming import RECONNECT_TIME
 from ccproxy.core.states import VMState
 from ccproxy.wire.codes import Command, Dialect, FrameType, Stream
-from ccproxy.wire.frames import FrameDecoder, encodeFrame, encodeProcessExited, encodeStream
+from ccproxy.wire.frames import Frame, FrameDecoder, encodeFrame, encodeProcessExited, encodeStream
 
 from .modellines import Line
 
@@ -61,6 +62,7 @@ class Peer:
     @ivar track: the session whose shim it is.
     @ivar deaf: the core reads it no more, and will close it.
     @ivar tail: the frame of which it had a part when the rest was given up.
+    @ivar again: frames that it may get once more, as processes died that had sent them.
     """
 
     def __init__(self, model: Any) -> None:
@@ -74,6 +76,7 @@ class Peer:
         self.registering: Guest | None = None
         self.wasShim = self.deaf = self.closed = self.half = False
         self.tail = b""
+        self.again: list[bytes] = []
         self.decoder = FrameDecoder()
         self._sent: deque[tuple[int, Callable[[], None]]] = deque()
 
@@ -133,14 +136,23 @@ class Peer:
 
     # -- what it sees
 
-    def observe(self) -> None:
-        """Compare what was written to it with what it must see."""
+    def observe(self) -> list[bytes]:
+        """
+        Compare what was written to it with what it must see.
+
+        @return: that.
+        """
+        seen = []
         self.decoder.feed(self.line.take())
         while (frame := self.decoder.next()) is not None:
+            raw = encodeFrame(frame.type, frame.opcode, frame.payload, error=frame.error)
+            seen.append(raw)
+            if raw in self.again and not self._due(frame, raw):
+                self.again.remove(raw)
+                continue
             if frame.type is FrameType.RESPONSE:
                 self._answered(frame.opcode, frame.payload, frame.error)
                 continue
-            raw = encodeFrame(frame.type, frame.opcode, frame.payload)
             tail, self.tail = self.tail, b""
             if raw == tail:
                 continue
@@ -148,6 +160,12 @@ class Peer:
             assert self.track.frames, f"{frame}: nothing is due"
             due = self.track.frames.popleft()
             assert raw == due, f"{raw[:40]!r} instead of {due[:40]!r}"
+        return seen
+
+    def _due(self, frame: Frame, raw: bytes) -> bool:
+        if frame.type is FrameType.RESPONSE:
+            return bool(self.calls) and self.calls[0].ok is not None
+        return self.track is not None and bool(self.track.frames) and self.track.frames[0] == raw
 
     def _answered(self, opcode: int, payload: bytes, error: bool) -> None:
         assert self.calls, "an answer to no command"
@@ -408,6 +426,15 @@ class Track:
         self.state = "ended"
         self.frames.clear()
         self.model.tokens.pop(self.token, None)
+
+    def died(self) -> None:
+        """The proxy has died: what it had in memory is lost, and an exit status is told again."""
+        self.frames.clear()
+        if self.state == "exited":
+            self.frames.append(self.exitFrame)
+        del self.stdin[self.got :]
+        if self.endAt is not None:
+            self.endAt = max(self.endAt, self.model.now + RECONNECT_TIME)
 
     def tick(self, now: float) -> None:
         """Time has passed."""

@@ -111,6 +111,11 @@ class Channel(Line):
         self._position = self._next = 0
         self.messages: deque[tuple[int, bytes]] = deque()
 
+    @property
+    def rest(self) -> int:
+        """How much of a write is still to come."""
+        return self._rest
+
     def send(self, data: Sequence[Buffer]) -> int:
         before, offered = self.waiting, sum(map(len, data))
         taken = super().send(data)

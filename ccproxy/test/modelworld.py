@@ -4,9 +4,11 @@ The world of the model: the core, what is known of it, and the passing of time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ccproxy.core.client import Client
+from ccproxy.interfaces import IStreamSink
 from ccproxy.wire.codes import Dialect
 
 from .memory import World
@@ -23,9 +25,10 @@ class Model:
     @ivar tokens: the sessions by their tokens, as long as these are good.
     """
 
-    def __init__(self, dialect: Dialect | None, **limits: Any) -> None:
+    def __init__(self, dialect: Dialect | None, journal: bool = False, **limits: Any) -> None:
         self.world = World(
             dialect,
+            journal,
             readyTimeout=10.0,
             commandTimeout=60.0,
             processTimeout=20.0,
@@ -78,7 +81,61 @@ class Model:
 
     def restart(self) -> None:
         """Another process goes on: nobody must notice."""
-        sinks = self.world.restart()
+        self._taken(self.world.restart())
+
+    def crash(self, deaths: Sequence[str]) -> None:
+        """
+        The process dies, and the next one goes on with its journal: only runtimes notice, and shims
+        that are owed what was in its memory.
+
+        @param deaths: the steps before which the next ones die too: see L{World.crash}.
+        """
+        self._wholeFrames()
+        alive = [peer for peer in self.peers if peer.track is not None]
+        rooms = [peer.line.room for peer in alive]
+        self._died(set(alive))
+        for peer in alive:
+            peer.line.room = None if peer.line.room is None else 0
+        for death in deaths:
+            self.world.crash(death)
+            for peer in alive:
+                peer.again += peer.observe()
+        for peer, room in zip(alive, rooms, strict=True):
+            peer.line.room = room
+        sinks = self.world.crash()
+        assert {id(peer.line) for peer in alive} <= sinks.keys(), "a shim that is forgotten"
+        self._taken(sinks)
+        for guest in self.guests:
+            for track in guest.tracks.values():
+                if track.state != "ended":
+                    track.dropping = track.core.output.dropping
+        self.settle()
+        for peer in self.peers:
+            peer.again.clear()
+
+    def _wholeFrames(self) -> None:
+        """A real socket takes a frame whole or not at all: nobody is in the middle of one."""
+        for peer in list(self.peers):
+            if peer.decoder.pending and not peer.closed:
+                peer.line.end()
+                peer.account()
+        for guest in self.guests:
+            if guest.state != "connecting" and not guest.closed and guest.lineIO.rest:
+                guest.lineIO.makeRoom(guest.lineIO.rest)
+        self.settle()
+
+    def _died(self, alive: set[Peer]) -> None:
+        """The model of a crash: what was in memory is lost, and whoever is no shim."""
+        for peer in self.peers:
+            if peer not in alive and not peer.closed:
+                peer.left()
+                peer.line.closed = True
+        for guest in self.guests:
+            for track in guest.tracks.values():
+                track.died()
+
+    def _taken(self, sinks: Mapping[int, IStreamSink]) -> None:
+        """Another process has the connections."""
         for peer in self.peers:
             if not peer.closed:
                 client = sinks[id(peer.line)]

@@ -499,6 +499,24 @@ class CrashTests(SynchronousTestCase):
         shim.send(Command.CONNECT_SHIM, {"token": tokens[0]})
         self.assertIn(encodeProcessExited(4), shim.connection.take())
 
+    def test_exitBeforeAnswer(self) -> None:
+        """An exit status that came before the answer to its start is not lost."""
+        world = World(Dialect.CC, journal=True)
+        agent, runtime, tokens = world.register(streams=1)
+        shim = world.shim(tokens[0])
+        runtime.hyper("newcontainer", startData(), tokens)
+        agent.exit(3, 4)
+        world.crash()
+        agent.ack()
+        self.assertEqual(shim.connection.take(), encodeProcessExited(4))
+
+    def test_readOn(self) -> None:
+        """A client that is not read until its answers have gone is read on with a journal too."""
+        world = World(journal=True, clientBuffer=100)
+        client = world.client()
+        client.connection.feed(command(Command.ATTACH_VM, {"containerId": "none"}) * 30)
+        self.assertEqual(len(client.frames()), 30)
+
     def test_noEnd(self) -> None:
         """A byte of output is no exit status because an empty message came long before."""
         world = World(Dialect.CC, journal=True)

@@ -52,16 +52,25 @@ class CoreMachine(RuleBasedStateMachine):
         dialect=st.sampled_from([Dialect.CC, Dialect.HYPERSTART0, Dialect.HYPERSTART1]),
         configured=BOOL,
         crowded=BOOL,
+        journal=BOOL,
         past=st.sampled_from([False, False, True]),
         running=FEW,
     )
     def begin(
-        self, dialect: Dialect, configured: bool, crowded: bool, past: bool, running: int
+        self,
+        dialect: Dialect,
+        configured: bool,
+        crowded: bool,
+        journal: bool,
+        past: bool,
+        running: int,
     ) -> None:
         """A world with one VM, and some processes in it."""
         self.dialect = dialect
         limits = {"totalBuffer": 6000, "crowdedBuffer": 2048} if crowded else {}
-        self.model = Model(dialect if configured else None, sessionBuffer=8192, **limits)
+        configuredDialect = dialect if configured else None
+        self.model = Model(configuredDialect, journal, sessionBuffer=8192, **limits)
+        self.journal = journal
         self._register(self.model.peer(), "alpha", 3, past)
         guest = self.model.guests[0]
         guest.connect()
@@ -156,6 +165,7 @@ class CoreMachine(RuleBasedStateMachine):
         if fails:
             guest.vm.connectFailed("no such socket")
             guest.fail()
+            self.model.advance(0.0)
         else:
             guest.connect()
         self._end()
@@ -667,6 +677,13 @@ class CoreMachine(RuleBasedStateMachine):
         self.model.restart()
         self._end()
 
+    @precondition(lambda self: self.journal)
+    @rule(deaths=st.lists(st.sampled_from(["journal", "recover", "begin"]), max_size=3))
+    def crashes(self, deaths: list[str]) -> None:
+        """The process dies, and perhaps the next ones too, while they restore the state."""
+        self.model.crash(deaths)
+        self._end()
+
     # -- time
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.0, 3.0, 5.0, 16.0, 31.0, 61.0]))
@@ -687,7 +704,7 @@ class ModelTests(SynchronousTestCase):
             run_state_machine_as_test(
                 CoreMachine,
                 settings=hypothesis.settings(
-                    max_examples=1200,
+                    max_examples=800,
                     stateful_step_count=60,
                     derandomize=not seconds,
                     database=None,
