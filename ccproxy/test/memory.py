@@ -103,10 +103,6 @@ class MemoryConnection:
         self._coming += data
         self.pump()
 
-    def arrive(self, data: bytes) -> None:
-        """Bytes come from the peer, and nobody reads them yet."""
-        self._coming += data
-
     def end(self, gone: bool = True) -> None:
         """The peer ends its sending, or closes altogether."""
         ended, self._ended = self._ended, True
