@@ -372,12 +372,13 @@ class Registry:
 
     def shutDown(self) -> None:
         """Close everything; what was not delivered is lost."""
-        for client in list(self.clients):
-            client.close()
-        for vm in [*self.vms.values(), *self.leaving]:
-            vm.shutDown()
-        for session in list(self.tokens.values()):
-            session.end()
+        for _ in range(2):  # the second time for what an exception has left
+            for client in list(self.clients):
+                run(self, client.close)
+            for vm in [*self.vms.values(), *self.leaving]:
+                run(self, vm.shutDown)
+            for session in list(self.tokens.values()):
+                run(self, session.end)
         self.vms.clear()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import attrs
 from twisted.logger import Logger
 
+from ..core.repair import run
 from ..errors import CCProxyError
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class Reload:
             before, limits=wanted.limits, logLevel=wanted.logLevel, logRate=wanted.logRate
         )
         self._settings = settings
-        self._proxy.registry.registry.setLimits(settings.limits)
+        registry = self._proxy.registry.registry
+        run(registry, registry.setLimits, settings.limits)
         if self._proxy.daemonLog is not None:
             self._proxy.daemonLog.level = settings.logLevel
             self._proxy.daemonLog.rate = settings.logRate

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from itertools import count
 from types import FrameType
 from typing import Any
 
@@ -197,6 +198,13 @@ class Stage:
         agent.say(ControlCode.READY)
         self.agent, self.tokens = agent, peer.tokens()
         return peer
+
+    def connectingVM(self) -> MemoryVM:
+        """A VM whose agent says nothing."""
+        self.peer().send(Command.REGISTER_VM, registration("silent"))
+        agent = self.connect()
+        assert agent is not None
+        return agent
 
     def shim(self, nth: int = 0) -> Peer:
         """A shim of one of the tokens."""
@@ -589,6 +597,25 @@ class FailureTests(SynchronousTestCase):
             self.assertIn("internal error", errorText(frame))
         stage.registry.url = url
         stage.verify(True)
+
+    def test_shutDown(self) -> None:
+        """The daemon closes everything when it stops."""
+        for at in count(1):
+            stage, surprise = Stage(), Surprising(at)
+            losesVM(stage)
+            runtime = stage.register()
+            stage.process(runtime, 0)
+            stage.hyper(runtime, "newcontainer", 1, container="c1")
+            begun = stage.connectingVM()
+            with surprise:
+                stage.registry.shutDown()
+            open = [peer for peer in stage.peers if not peer.client.connection.closed]
+            self.assertEqual(open, [], f"call {at}")
+            for agent in [*stage.agents, begun]:
+                self.assertTrue(agent.control.closed and agent.io.closed, f"call {at}")
+            self.assertEqual((stage.registry.vms, stage.registry.tokens), ({}, {}))
+            if len(surprise.calls) <= at:
+                break
 
     def test_sane(self) -> None:
         """Where nothing is wrong, a repair changes nothing."""

@@ -14,6 +14,7 @@ from twisted.logger import Logger
 
 from ...core.limits import Limits
 from ...core.registry import Registry
+from ...core.repair import run
 from ...core.states import VMState
 from ...core.vm import VM
 from ...errors import CCProxyError
@@ -133,7 +134,7 @@ class Api:
                 " can be forgotten; its runtime ends it with UnregisterVM",
             )
         self._log.info("forgotten by the admin socket", event="admin-forget", **vm.fields)
-        vm.unregister()
+        run(self.registry, vm.unregister)
         self.registry.flush()
         return looking.vmView(vm)
 
@@ -161,7 +162,7 @@ class Api:
         self._log.warn(
             "closed by the admin socket", event="admin-drop", client=client.name, vm=view.vm
         )
-        client.close()
+        run(self.registry, client.close)
         self.registry.flush()
         return view
 
