@@ -62,7 +62,10 @@ def turn(step: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]
             _try(registry, self.broken)
             return cast(R, 0)  # nothing was used: there is no connection any more
         finally:
-            _leave(registry)
+            # Not shared with run: this is on the path of every frame.
+            registry.depth -= 1
+            if registry.damaged and not registry.depth:
+                repair(registry)
 
     return guarded
 
@@ -75,13 +78,9 @@ def run(registry: Registry, step: Callable[P, object], *args: P.args, **kwargs: 
     except Exception:
         registry.failed()
     finally:
-        _leave(registry)
-
-
-def _leave(registry: Registry) -> None:
-    registry.depth -= 1
-    if registry.damaged and not registry.depth:
-        repair(registry)
+        registry.depth -= 1
+        if registry.damaged and not registry.depth:
+            repair(registry)
 
 
 def _try(registry: Registry, step: Callable[[], object]) -> None:
