@@ -239,7 +239,10 @@ class ShimTests(ToolTestCase):
             self.assertEqual(file.read(), data)
 
     def test_noDescriptors(self) -> None:
-        """Output that is closed goes nowhere, and not into what was opened instead."""
+        """
+        Output that is closed goes nowhere, and not into what was opened instead; the proxy's log
+        says so.
+        """
         command = [*script("ccproxyctl"), "shim", "-c", "pod", "-t", "secret", "-u", self.path]
         process = subprocess.Popen(
             ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], env=environment()
@@ -249,6 +252,9 @@ class ShimTests(ToolTestCase):
         peer.command(Command.CONNECT_SHIM)
         self.assertEqual(peer.allStdin(), b"")
         peer.out(b"nothing")
+        frame = peer.next()
+        assert frame is not None
+        self.assertIn("is lost from here on", json.loads(frame.payload)["msg"])
         peer.exit(3)
         self.assertEqual(process.wait(TIMEOUT), 3)
 

@@ -319,7 +319,7 @@ class CommandTests(VMTestCase):
         self.start()
         status, _, err = self.run_("stop", "two")
         self.assertEqual(status, 125)
-        self.assertIn("there is: one", err)
+        self.assertIn("vm start has started: one", err)
 
     def test_stop(self) -> None:
         """A VM that is off before its agent's answer has got out has ended well."""

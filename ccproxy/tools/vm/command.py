@@ -107,7 +107,7 @@ def _stop(options: argparse.Namespace) -> int:
     vm = VM(options.name)
     if not vm.folder.exists():
         names = ", ".join(one.name for one in hypervisor.allVMs()) or "none"
-        raise VMError(f"there is no VM {vm.name!r}; there is: {names}")
+        raise VMError(f"there is no VM {vm.name!r}; ccproxyctl vm start has started: {names}")
     return runReactor("vm", lambda reactor: _end(reactor, options, vm))
 
 
