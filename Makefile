@@ -4,6 +4,7 @@
 #   make vm             the same in a real VM, by QEMU
 #   make test           everything that has to hold: types, style, tests, coverage
 #   make test-lowest    the fast tests with the oldest supported dependencies
+#   make test-sdist     make run, and pip install -e, from a source archive in a folder with a space
 #   make lint           types and style alone
 #   make fuzz           the fuzz targets, guided by coverage, for TIME=600 seconds
 #   make test-vm        the tests that boot real VMs
@@ -38,7 +39,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # The tests run from the wheel; those of what is not in it find it here.
 export CCPROXY_SOURCE := $(CURDIR)
 
-.PHONY: help run vm command test test-vm unit lint test-lowest check-run fuzz restart-test soak bench bench-check install uninstall test-systemd check-contrib docs man conformance clean
+.PHONY: help run vm command test test-vm unit lint test-lowest test-sdist check-run fuzz restart-test soak bench bench-check install uninstall test-systemd check-contrib docs man conformance clean
 .DELETE_ON_ERROR:
 
 # The command is given to the shell inside the VM exactly as it was typed, so make must not look
@@ -86,6 +87,15 @@ lint: $(VENV)/.tools
 test-lowest: $(LOWEST)/.installed
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cd "$$folder" && \
 	"$(CURDIR)/$(LOWEST)/bin/python" -P -m twisted.trial $(FAST_TESTS)
+
+test-sdist: $(VENV)/.created
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	"$(BIN)/python" -c 'import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])' \
+	    "$$folder" > /dev/null && mkdir "$$folder/a checkout" && \
+	tar -xzf "$$folder"/ccproxy-*.tar.gz -C "$$folder/a checkout" --strip-components=1 && \
+	cd "$$folder/a checkout" && $(MAKE) --no-print-directory check-run && \
+	$(PYTHON) -m venv "$$folder/venv" && "$$folder/venv/bin/pip" install -qq -e . && cd / && \
+	"$$folder/venv/bin/twistd" ccproxy --version && "$$folder/venv/bin/cc-proxy" -version
 
 # What a newcomer types first.
 check-run: $(VENV)/.installed
@@ -159,8 +169,8 @@ conformance: $(VENV)/.installed
 ifeq ($(wildcard $(CONFORMANCE)),)
 	@echo "$(CONFORMANCE) is not here: nothing to run"
 else
-	$(PYTHON) "$(CONFORMANCE)" --tier compat --start '$(BIN)/cc-proxy -log debug -socket-path {socket}'
-	$(PYTHON) "$(CONFORMANCE)" --tier compat --start '$(BIN)/twistd -n --pidfile= ccproxy --log-level debug --socket-path {socket}'
+	$(PYTHON) "$(CONFORMANCE)" --tier compat --start '"$(BIN)/cc-proxy" -log debug -socket-path {socket}'
+	$(PYTHON) "$(CONFORMANCE)" --tier compat --start '"$(BIN)/twistd" -n --pidfile= ccproxy --log-level debug --socket-path {socket}'
 endif
 
 clean:
@@ -188,7 +198,7 @@ $(LOWEST)/.created:
 
 $(VENV)/.wheel: $(SOURCES) setup.cfg pyproject.toml README.md LICENSE | $(VENV)/.created
 	@rm -rf build/lib build/bdist.* $(VENV)/wheel
-	@$(BIN)/pip wheel -qq --no-deps --no-build-isolation -w $(VENV)/wheel . >&2
+	@"$(BIN)/pip" wheel -qq --no-deps --no-build-isolation -w $(VENV)/wheel . >&2
 	@touch $@
 
 INSTALL = $(if $(INSTALL_PYTHON),--python "$(INSTALL_PYTHON)") --prefix "$(PREFIX)" \
@@ -198,12 +208,12 @@ WHEEL = $$(echo $(VENV)/wheel/ccproxy-*.whl)
 
 $(VENV)/.installed: $(VENV)/.wheel
 	@echo "Installing ccproxy into $(VENV)" >&2
-	@$(BIN)/pip install -qq --force-reinstall --no-deps $(WHEEL) >&2
-	@$(BIN)/pip install -qq $(WHEEL) >&2
+	@"$(BIN)/pip" install -qq --force-reinstall --no-deps $(WHEEL) >&2
+	@"$(BIN)/pip" install -qq $(WHEEL) >&2
 	@touch $@
 
 $(VENV)/.tools: setup.cfg $(VENV)/.installed
-	@$(BIN)/pip install -qq "$(WHEEL)[test,lint]" >&2
+	@"$(BIN)/pip" install -qq "$(WHEEL)[test,lint]" >&2
 	@touch $@
 
 # The load generator is C, and socat is one of its yardsticks.
@@ -215,15 +225,15 @@ $(VENV)/.compiler: | $(VENV)/.created
 
 # Where there is no atheris, make fuzz says so itself.
 $(VENV)/.fuzz: setup.cfg $(VENV)/.installed
-	@$(BIN)/pip install -qq "$(WHEEL)[fuzz]" >&2 && touch $@ || true
+	@"$(BIN)/pip" install -qq "$(WHEEL)[fuzz]" >&2 && touch $@ || true
 
 $(VENV)/.docs: setup.cfg $(VENV)/.installed
-	@$(BIN)/pip install -qq "$(WHEEL)[docs]" >&2
+	@"$(BIN)/pip" install -qq "$(WHEEL)[docs]" >&2
 	@touch $@
 
 # The lower bounds are those of install_requires.
 $(LOWEST)/.installed: $(VENV)/.wheel | $(LOWEST)/.created
 	@sed -n '/^install_requires/,/^$$/s/^ *\([a-z.-]*\) >= /\1 == /p' setup.cfg > $(LOWEST)/constraints
-	@$(LOWEST)/bin/pip install -qq --force-reinstall --no-deps $(WHEEL) >&2
-	@$(LOWEST)/bin/pip install -qq -c $(LOWEST)/constraints "$(WHEEL)[test]" >&2
+	@"$(CURDIR)/$(LOWEST)/bin/pip" install -qq --force-reinstall --no-deps $(WHEEL) >&2
+	@"$(CURDIR)/$(LOWEST)/bin/pip" install -qq -c $(LOWEST)/constraints "$(WHEEL)[test]" >&2
 	@touch $@

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -96,7 +97,10 @@ def makeTree(places: Places, python: str, wheel: str) -> None:
         if script.name.lower().startswith("activate"):
             script.unlink()
         elif not script.is_symlink():
-            text = script.read_text().replace(str(inside), f"{places.tree}/bin/python -I", 1)
+            # pip quotes a path with a space, in a script that a shell reads first.
+            text = script.read_text().replace(f'"{inside}"', str(inside), 1)
+            python = shlex.quote(f"{places.tree}/bin/python")
+            text = text.replace(str(inside), f"{python} -I", 1)
             script.write_text(text)
     if final.exists():
         final.rename(old)
