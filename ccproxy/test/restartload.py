@@ -35,6 +35,8 @@ from ccproxy.wire.messages import (
 _RECORD = Struct(">4sIII")
 _MAGIC = b"\xabrec"
 SIGUSR1 = 10
+#: Bytes of the answers that a client leaves unread: more than a socket holds.
+UNREAD = 6 * 60_000
 #: What a process ends with.
 STATUS = 7
 
@@ -388,6 +390,45 @@ class Shim(Peer):
             self.end.outgoing += encodeFrame(FrameType.STREAM, Stream.STDIN, b"")
 
 
+class Leaver(Peer):
+    """
+    A client that sends commands, closes its sending side at once, and reads the answers later. So
+    the proxy has it in the state FINISHING: with answers that do not fit into its socket, or
+    waiting for the answers of the agent.
+
+    @ivar readsAt: when it begins to read, in seconds of the monotonic clock.
+    @ivar cut: whether its connection has ended without all answers.
+    """
+
+    def __init__(self, client: BlockingClient, vm: str, size: int, pause: float) -> None:
+        """
+        @param size: bytes of the answers, in all.
+        @param pause: seconds until it reads.
+        """
+        super().__init__(client)
+        self.vm, self.size = vm, size
+        self.readsAt = time.monotonic() + pause
+        self.cut = self._left = False
+        attach = json.dumps({"containerId": vm}).encode()
+        self.end.outgoing += encodeFrame(FrameType.COMMAND, Command.ATTACH_VM, attach)
+        self.waiting.append((Command.ATTACH_VM, None))
+        for nth in range(6):
+            body = json.dumps({"nonce": nth, "text": "x" * (size // 6)})
+            payload = f'{{"hyperName":"ping","data":{body}}}'.encode()
+            self.end.outgoing += encodeFrame(FrameType.COMMAND, Command.HYPER, payload)
+            self.waiting.append((Command.HYPER, body.encode()))
+
+    def read(self) -> None:
+        super().read()
+        self.cut = self.closed and bool(self.waiting)
+
+    def act(self, finish: bool) -> None:
+        if not self.end.outgoing and not self._left:
+            self._left = True
+            with contextlib.suppress(OSError):
+                self.end.socket.shutdown(socket.SHUT_WR)
+
+
 class Load:
     """
     A number of VMs with processes that stream without end.
@@ -395,6 +436,9 @@ class Load:
     @ivar agents: the VMs.
     @ivar shims: one for each process.
     @ivar runtimes: one for each VM.
+    @ivar leavers: clients that are finishing. There is always one with more answers than its socket
+        holds, and one with few.
+    @ivar left: those that were there before.
     """
 
     def __init__(
@@ -410,6 +454,8 @@ class Load:
         self.agents.start()
         self.shims: list[Shim] = []
         self.runtimes: list[Runtime] = []
+        self.leavers: list[Leaver] = []
+        self.left: list[Leaver] = []
         self._pause = pause
         self._path = path
         for number, agent in enumerate(self.agents.agents):
@@ -453,7 +499,7 @@ class Load:
                 raise AssertionError(f"not within {timeout} s: {self.problems()}")
             poll = select.poll()
             byDescriptor = {}
-            for peer in self.peers:
+            for peer in self._replaceLeavers(finish) + self.peers:
                 if not peer.closed:
                     events = select.POLLIN | (select.POLLOUT if peer.end.outgoing else 0)
                     poll.register(peer.end.socket, events)
@@ -464,13 +510,32 @@ class Load:
                 if runtime.closed:
                     runtime.connectAgain(self._path)
             now = time.monotonic()
-            for peer in self.peers:
+            for peer in [*self.peers, *self.leavers]:
                 if now >= due:
                     peer.act(finish)
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     peer.end.write()
             if now >= due:
                 due = now + self._pause
+
+    def _replaceLeavers(self, finish: bool) -> list[Peer]:
+        """
+        Replace the leavers whose connections have ended.
+
+        @param finish: by nothing.
+        @return: those that read by now.
+        """
+        for leaver in [each for each in self.leavers if each.closed]:
+            leaver.end.socket.close()
+            self.leavers.remove(leaver)
+            self.left.append(leaver)
+        while len(self.leavers) < 2 and not finish:
+            nth = len(self.left) + len(self.leavers)
+            name = f"vm{nth % len(self.runtimes)}"
+            size = UNREAD if not any(each.size > 6 for each in self.leavers) else 6
+            self.leavers.append(Leaver(BlockingClient(self._path), name, size, nth * 7 % 10 / 10))
+        now = time.monotonic()
+        return [leaver for leaver in self.leavers if now >= leaver.readsAt]
 
     def finish(self, timeout: float = 60.0) -> None:
         """Let all processes come to their end, and everything arrive."""
@@ -483,6 +548,7 @@ class Load:
             all(shim.finished and shim.status is not None for shim in self.shims)
             and not any(peer.waiting and not peer.closed for peer in self.peers)
             and len(processes) == len(self.shims)
+            and not self.leavers
         )
 
     def processes(self) -> dict[int, Process]:
@@ -497,7 +563,8 @@ class Load:
 
     def problems(self) -> list[str]:
         """All that is not as it was sent."""
-        found = [wrong for peer in self.peers for wrong in peer.wrong]
+        found = [wrong for peer in [*self.peers, *self.left] for wrong in peer.wrong]
+        found += [f"{len(each.waiting)} answers lost: {each.vm}" for each in self.left if each.cut]
         processes = self.processes()
         for shim in self.shims:
             process = processes[shim.session]
@@ -516,6 +583,6 @@ class Load:
 
     def close(self) -> None:
         """End it all."""
-        for peer in self.peers:
+        for peer in [*self.peers, *self.leavers]:
             peer.end.socket.close()
         self.agents.close()
