@@ -49,6 +49,8 @@ STATE, CONNECTIONS = "state", "-"
 #: Seconds that the manager may take to read all that it is told: it looks for each new descriptor
 #: among all that it has.
 SETTLE_TIMEOUT = 30.0
+#: Seconds that it may take to read that there is another journal. Nobody is served meanwhile.
+RESUME_TIMEOUT = 5.0
 
 
 @attrs.frozen
@@ -298,6 +300,13 @@ class Handover:
             )
             journal.begin(listener, self._pods)
             passed -= journal.names
+            if form is not None and not self._isKept():
+                self._log.warn(
+                    "the service manager has not taken the journal of this process within"
+                    " {seconds:g} s: a crash before it does costs what was delivered since",
+                    event="notify-failed",
+                    seconds=RESUME_TIMEOUT,
+                )
         # From here on the state of the process before is out of date.
         for name in passed:
             self.store.discard(name)
@@ -367,6 +376,17 @@ class Handover:
         )
 
     # -- handing over
+
+    def _isKept(self) -> bool:
+        """
+        Wait until the manager has the journal. If this process died earlier, the next one would
+        take the state of the process before for the last word, and lose what has been used of the
+        connections' input since.
+        """
+        try:
+            return self.store.settle(RESUME_TIMEOUT)
+        except OSError:  # too many open files
+            return False
 
     def handOver(self, listener: UNIXListener | None) -> bool:
         """
