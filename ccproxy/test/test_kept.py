@@ -23,6 +23,7 @@ from twisted.internet.defer import Deferred, DeferredList, TimeoutError, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from ccproxy.core.resuming import Resumed
 from ccproxy.core.snapshot import (
     BadSnapshot,
     OutletForm,
@@ -429,6 +430,28 @@ class RestartTests(SynchronousTestCase):
         self.assertFalse(handover.handOver(None))
         self.assertIn(f"{JOURNAL}2", store.kept)
         self.assertFalse(store.kept.keys() & {STATE, f"{JOURNAL}1"})
+
+    def test_keptFirst(self) -> None:
+        """
+        Nobody is served before the manager has this process's journal: if it died earlier, the
+        state of the process before would count.
+        """
+        world = World()
+        around: Any = SimpleNamespace(
+            whenRest=None, forms=list, listeners={}, adopt=lambda *_: None
+        )
+        store = DescriptorStore(Notifier({}, world.clock), {})
+        happened: list[str] = []
+        store.notifier = SimpleNamespace(  # type: ignore[assignment]
+            present=True, flush=store._send, clock=world.clock,
+            offer=lambda text, *_: not happened.append(text.rpartition("=")[2]),  # type: ignore[func-returns-value]
+        )  # fmt: skip
+        self.patch(store, "settle", lambda timeout: happened.append("settled"))
+        self.patch(Resumed, "begin", lambda resumed: happened.append("begun"))
+        handover = Handover(world.registry, around, around, store, around)
+        handover._form = HandoverForm("0.1.0", [Snapshot()])
+        handover.resume(None, keep=True)
+        self.assertEqual(happened[-3:], [f"/{JOURNAL}1", "settled", "begun"])
 
     def test_joined(self) -> None:
         """A second restart joins the one under way. If one of them insists, failing is the end."""
