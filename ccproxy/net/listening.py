@@ -17,7 +17,15 @@ from twisted.internet.interfaces import IDelayedCall, IListeningPort, IProtocolF
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from .binding import BACKLOG, CannotListen, ListeningSocket, bind, credentials, passedSocket
+from .binding import (
+    BACKLOG,
+    CannotListen,
+    ListeningSocket,
+    bind,
+    credentials,
+    passedSocket,
+    socketFile,
+)
 from .ordinary import attach
 from .polling import Poller
 
@@ -70,6 +78,7 @@ class UNIXListener:
         self._mode = mode
         self._group = group
         self._listening: ListeningSocket | None = None
+        self._file: tuple[int, int] | None = None
         self._taken = taken
         self._replaces = replaces
         self._left: ListeningSocket | None = None
@@ -86,6 +95,7 @@ class UNIXListener:
         """
         self._listening = self._open()
         self.path = self._listening.path
+        self._file = self.made or (socketFile(self.path) if self.path else None)
         self._reserve = _reserve()
         self._factory.doStart()
         self._watch()
@@ -144,6 +154,23 @@ class UNIXListener:
         """Give what was made to listen to another user. See L{ListeningSocket.give}."""
         if self._listening is not None:
             self._listening.give(uid, gid)
+
+    def whereabouts(self) -> str | None:
+        """
+        Return where the file of the socket is now: at L{path}, or under the name in the same folder
+        that somebody has given it. L{None} if it is in neither place: no client can connect.
+        """
+        if self._file is None or socketFile(self.path) == self._file:
+            return self.path
+        try:
+            with os.scandir(os.path.dirname(self.path)) as entries:
+                for entry in entries:
+                    if entry.inode() == self._file[1] and socketFile(entry.path) == self._file:
+                        entry.path.encode()  # clients are told the path in JSON
+                        return entry.path
+        except (OSError, UnicodeEncodeError):
+            pass
+        return None
 
     def stopListening(self) -> Deferred[None]:
         """Stop, and remove the socket's path if we made it. Connections go on."""

@@ -21,6 +21,7 @@ from twisted.logger import Logger, LogLevel
 from twisted import __version__ as twistedVersion
 
 from .. import __version__
+from ..core.clock import Wait, cancel
 from ..core.registry import Registry
 from ..errors import CCProxyError
 from ..net.binding import ListeningSocket, isStale
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks whether anything is under way, while the daemon stops.
 LOOK = 0.02
+#: Seconds between two looks at the file of the client socket.
+FILE_INTERVAL = 1.0
 
 
 class RegistryService(Service):
@@ -102,6 +105,8 @@ class ListeningService(Service):
         self._settings = settings
         self._registry = registry
         self._listener: UNIXListener | None = None
+        self._lost = False
+        self._wait: Wait | None = None
         self.taken: ListeningSocket | None = None
 
     def prepare(self) -> None:
@@ -158,11 +163,35 @@ class ListeningService(Service):
     @property
     def listening(self) -> bool:
         """Whether clients can connect."""
-        return self._listener is not None and self._listener.fileno() >= 0
+        return self._listener is not None and self._listener.fileno() >= 0 and not self._lost
+
+    def startService(self) -> None:
+        """Watch where the file of the socket is."""
+        super().startService()
+        self._look()
+
+    def _look(self) -> None:
+        self._wait = self._registry.poller.reactor.callLater(FILE_INTERVAL, self._look)
+        listener, registry = self._listener, self._registry.registry
+        if listener is None or listener.fileno() < 0:
+            return
+        path, old = listener.whereabouts(), registry.url.removeprefix("unix://")
+        if path is None and not self._lost:
+            self.log.error(
+                "no new client can connect: the socket {path} was removed or moved away; restart"
+                " the daemon, and it makes the socket again",
+                event="socket-lost",
+                path=old,
+            )
+        elif path is not None and (path != old or self._lost):
+            registry.url = f"unix://{path}"
+            self.log.warn("listening on {path} now", event="socket-moved", path=path, old=old)
+        self._lost = path is None
 
     def stopService(self) -> Deferred[None] | None:
         """Accept no more connections, and remove the socket."""
         super().stopService()
+        cancel(self._wait)
         return self._listener.stopListening() if self._listener is not None else None
 
 

@@ -103,6 +103,33 @@ class SocketTests(DaemonTestCase):
             self.client(daemon).probe()
             self.assertEqual(daemon.stop(), 0)
 
+    def test_renamedAndRemoved(self) -> None:
+        """P17: the daemon knows the path that it really listens on, or that there is none."""
+        daemon = self.cleared(Daemon.byTwistd("--log-level=info")).start()
+        admin = UNIXConnection(f"{daemon.path}.admin")
+        self.addCleanup(admin.close)
+
+        def ask(path: str) -> tuple[int, dict[str, object]]:
+            admin.request("GET", path)
+            response = admin.getresponse()
+            return response.status, json.loads(response.read())
+
+        before = self.client(daemon)
+        moved = os.path.join(daemon.directory, "renamed.sock")
+        os.rename(daemon.path, moved)
+        daemon.waitLog("event=socket-moved")
+        self.assertEqual(ask("/v1/status")[1]["socket"], f"unix://{moved}")
+        agent = ScriptedAgent(daemon.directory)
+        self.addCleanup(agent.close)
+        names = {"containerId": "x", "ctlSerial": agent.control.path, "ioSerial": agent.io.path}
+        self.assertIn(f"unix://{moved}".encode(), before.accepted(Command.REGISTER_VM, names))
+        os.unlink(moved)
+        daemon.waitLog("event=socket-lost")
+        status, health = ask("/healthz")
+        self.assertEqual((status, health["listening"]), (503, False))
+        before.probe()
+        self.assertEqual(daemon.stop(), 0)
+
     def test_inUse(self) -> None:
         """P17: a second start is refused with a clear message, and the first is unharmed."""
         first = self.cleared(Daemon()).start()
