@@ -79,6 +79,7 @@ class UNIXListener:
         self._group = group
         self._listening: ListeningSocket | None = None
         self._file: tuple[int, int] | None = None
+        self._root: tuple[int, int] | None = None
         self._taken = taken
         self._replaces = replaces
         self._left: ListeningSocket | None = None
@@ -96,6 +97,7 @@ class UNIXListener:
         self._listening = self._open()
         self.path = self._listening.path
         self._file = self.made or (socketFile(self.path) if self.path else None)
+        self._root = socketFile("/")
         self._reserve = _reserve()
         self._factory.doStart()
         self._watch()
@@ -158,9 +160,12 @@ class UNIXListener:
     def whereabouts(self) -> str | None:
         """
         Return where the file of the socket is now: at L{path}, or under the name in the same folder
-        that somebody has given it. L{None} if it is in neither place: no client can connect.
+        that somebody has given it. L{None} if it is in neither place: no client can connect. If
+        this process cannot tell, in another root folder or without a right to that one: L{path}.
         """
         if self._file is None or socketFile(self.path) == self._file:
+            return self.path
+        if socketFile("/") != self._root:
             return self.path
         try:
             with os.scandir(os.path.dirname(self.path)) as entries:
@@ -168,6 +173,8 @@ class UNIXListener:
                     if entry.inode() == self._file[1] and socketFile(entry.path) == self._file:
                         entry.path.encode()  # clients are told the path in JSON
                         return entry.path
+        except PermissionError:
+            return self.path
         except (OSError, UnicodeEncodeError):
             pass
         return None

@@ -14,8 +14,9 @@ import stat
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
-from unittest import skipIf
+from unittest import mock, skipIf
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IListeningPort
@@ -405,6 +406,23 @@ class ListenerTests(PathCase):
         """It is a port of Twisted's."""
         verifyObject(IListeningPort, self.listener)
         self.assertEqual(self.listener.getHost().name, self.path.encode())
+
+    def test_whereabouts(self) -> None:
+        """It knows where its file is, and says that of no file that it cannot see."""
+        self.assertEqual(self.listener.whereabouts(), self.path)
+        moved = f"{self.path}-moved"
+        os.rename(self.path, moved)
+        Path(self.path).touch()
+        self.assertEqual(self.listener.whereabouts(), moved)
+        bad = os.fsencode(moved) + b"\xff"
+        os.rename(moved, bad)
+        self.assertIsNone(self.listener.whereabouts())
+        with mock.patch.object(os, "scandir", side_effect=PermissionError):
+            self.assertEqual(self.listener.whereabouts(), self.path)
+        with mock.patch.object(self.listener, "_root", (0, 0)):
+            self.assertEqual(self.listener.whereabouts(), self.path)
+        os.unlink(bad)
+        self.assertIsNone(self.listener.whereabouts())
 
     def test_accepts(self) -> None:
         """A connection gets a protocol, and its peer is known."""
