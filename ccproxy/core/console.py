@@ -77,8 +77,9 @@ class ConsoleRing:
 
     def close(self) -> None:
         """Nothing more will come."""
-        self.closed = True
-        self._tell()
+        if not self.closed:
+            self.closed = True
+            self._tell()
 
     def since(self, position: int) -> bytes:
         """What has come from C{position} on, as far as it is kept; L{end} is behind it."""

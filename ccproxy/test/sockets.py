@@ -5,6 +5,7 @@ remembers.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +18,20 @@ from ..interfaces import IConnection, IStreamSink
 from ..net.adapter import SinkProtocol
 from ..net.ordinary import attach
 from ..net.polling import Poller
+from ..service.journal import Journal
 
 #: The size of the poller's buffer: less than a socket holds.
 READ_SIZE = 64 << 10
+
+
+def closeJournal(journal: Journal) -> None:
+    """Stop a journal, and close the files that it leaves for the next process."""
+    journal._registry.whenChanged = journal._poller.whenRest = None
+    for pipe in journal._pipes:
+        os.close(pipe.reading)
+        os.close(pipe.writing)
+    if journal._file >= 0:
+        os.close(journal._file)
 
 
 @implementer(IStreamSink)

@@ -67,6 +67,7 @@ INTERVALS = {
     "service/admin/profiling.py": "start",
     "service/admin/web.py": "finish",  # with the deadlines of its channel
     "service/dumping.py": "_dump",
+    "service/proxy.py": "_look",
     "service/ksm.py": "_enter stopService",  # waits for a thread, whose calls come first
     "service/pod.py": "_unregistered _check",
     "service/pods.py": "startService _check",

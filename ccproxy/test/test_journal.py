@@ -39,7 +39,7 @@ from ccproxy.wire.messages import encodeControl
 from ccproxy.wire.payloads import RegisterVM
 
 from .memory import World, command, registration
-from .sockets import SocketCase
+from .sockets import SocketCase, closeJournal
 
 _BEGINNING = seal(b"")
 
@@ -149,6 +149,7 @@ class FaultTests(SocketCase):
             present=True, flush=self.store._send, offer=lambda *_: True, clock=self.world.clock
         )
         self.journal = Journal(registry, around, self.poller, self.store, 0)
+        self.addCleanup(closeJournal, self.journal)
         self.journal.begin(None, around)
         self.client, client = self.pair()
         attach(self.poller, client, "the client", ClientProtocol(registry))

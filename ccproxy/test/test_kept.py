@@ -42,6 +42,7 @@ from ccproxy.net.restarting import HANDED_OVER
 from ccproxy.net.rights import MOST_HELD, Received, RightsSocket
 from ccproxy.net.store import MOST_NAMES, DescriptorStore
 from ccproxy.net.transport import skipUsed
+from ccproxy.service import restart as _restart
 from ccproxy.service.handover import STATE, Handover, HandoverForm
 from ccproxy.service.journal import (
     JOURNAL,
@@ -59,7 +60,7 @@ from ccproxy.wire.codes import Command, ControlCode, Dialect
 from ccproxy.wire.payloads import RegisterVM
 
 from .memory import MemoryClient, World
-from .sockets import SocketCase
+from .sockets import SocketCase, closeJournal
 
 SO_PEEK_OFF = 42
 
@@ -293,6 +294,7 @@ class JournalTests(SynchronousTestCase):
         around: Any = SimpleNamespace()
         store = DescriptorStore(Notifier({}, Clock()), {})
         journal = Journal(around, around, around, store, 0)
+        self.addCleanup(closeJournal, journal)
         journal._pipes = [journal._pipe(f"staging-0-{nth}") for nth in range(2)]
         written: list[EntryForm] = []
         self.patch(journal, "_entry", lambda form: written.append(attrs.evolve(form)))
@@ -314,6 +316,7 @@ class JournalTests(SynchronousTestCase):
             clock=world.clock,
         )  # fmt: skip
         journal = Journal(world.registry, around, around, store, 0)
+        self.addCleanup(closeJournal, journal)
         journal.begin(None, around)
         first, takes[0] = os.fstat(journal._file).st_ino, False
         journal._rewrite()
@@ -341,6 +344,7 @@ class JournalTests(SynchronousTestCase):
         store = DescriptorStore(Notifier({}, world.clock), {})
         # Connections in memory have no descriptors, which a journal is all about.
         journal = Journal(world.registry, around, around, store, 0)
+        self.addCleanup(closeJournal, journal)
         journal.begin(None, around)
         self.assertEqual(len(self.flushLoggedErrors(AssertionError)), 1)
         self.assertIs(world.registry.whenChanged, None)
@@ -512,6 +516,7 @@ class RestartTests(SynchronousTestCase):
         settings: Any = SimpleNamespace(keepDescriptors=True)
         reactor.stop = lambda: happened.append("stopped")
         restart = Restart(proxy, settings, reactor, {}, lambda: settings)
+        self.patch(_restart, "RESERVE", 0)
 
         def handOver(listener: object) -> bool:
             happened.append("tried")
