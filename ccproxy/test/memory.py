@@ -44,6 +44,8 @@ class MemoryConnection:
 
     @ivar room: how many more bytes are taken, or L{None} for any number.
     @ivar written: what was taken since it was last looked at.
+    @ivar offers: how often the core was offered what has come.
+    @ivar offered: that is so now, or was so when the process died.
     """
 
     peer = "pid=1 uid=0"
@@ -59,6 +61,8 @@ class MemoryConnection:
         self.waiting = 0
         self.drainWanted = False
         self.sends = 0
+        self.offers = 0
+        self.offered = False
         self._coming = bytearray()
         self._ended = False
 
@@ -115,7 +119,10 @@ class MemoryConnection:
     def pump(self) -> None:
         """Offer what has come, as a transport does."""
         while self._coming and not self.paused and not self.closed:
+            self.offers += 1
+            self.offered = True
             used = self.sink.received(memoryview(bytearray(self._coming)))
+            self.offered = False
             if not used:
                 break
             del self._coming[:used]
@@ -123,9 +130,15 @@ class MemoryConnection:
             self.endSeen = True
             self.sink.ended()
 
+    def skip(self, used: int) -> None:
+        """The process has died after it had used so much of what it was offered."""
+        del self._coming[:used]
+        self.offered = False
+
     def taken(self, sink: IStreamSink) -> None:
         """Another process has it now, and begins to read."""
         self.sink = sink
+        self.offered = False
         self.paused = self.drainWanted = False
 
     def take(self) -> bytes:
@@ -272,11 +285,16 @@ def _all(decoder: MessageDecoder, connection: MemoryConnection) -> list[Message]
     return found
 
 
+class Died(BaseException):
+    """The process has died, in the middle of a turn."""
+
+
 class World:
     """
     A registry with nothing around it but what a test puts there.
 
     @ivar connections: those that were written down, by their keys.
+    @ivar dies: C{before} or C{after} the process writes its journal the next time, it dies.
     """
 
     def __init__(
@@ -288,6 +306,8 @@ class World:
         self.connections: dict[int, MemoryConnection] = {}
         self._journal: dict[int, Snapshot] = {}
         self._keeps = bool(journal)
+        self._used: dict[int, tuple[int, int]] = {}
+        self.dies = ""
         self.clock = Clock()
         self.connector = MemoryConnector()
         self.events: list[dict[str, Any]] = []
@@ -400,6 +420,8 @@ class World:
 
     def _note(self, vms: Iterable[VM]) -> None:
         """Keep a journal as the daemon's: the last word on each VM, and on what belongs to none."""
+        if self.dies == "before":
+            raise Died
         for vm in vms:
             if vm.state in (VMState.CONNECTING, VMState.WAITING):
                 vm.sendNow()
@@ -408,9 +430,26 @@ class World:
             self._journal.pop(vm.serial, None)
             vm.sendNow()  # in one step with the entry
             if known or vm.processes.sessions:
-                self._journal[vm.serial] = writeVM(vm, self.keyOf)
+                form = self._journal[vm.serial] = writeVM(vm, self.keyOf)
+                used = [(client.connection, client.handled) for client in form.clients]
+                for key, size in [*used, *((each.control, each.handled) for each in form.vms)]:
+                    if key:
+                        self._used[key] = self.connections[key].offers, size
         self._journal.pop(-1, None)
         self._journal[-1] = writeCounters(self.registry)
+        if self.dies:
+            # What runtimes have said is in the journal too, though they are not.
+            for client in self.registry.clients:
+                if key := self.keyOf(client._connection):
+                    self._used[key] = self.connections[key].offers, client.handled
+            raise Died
+
+    def skipUsed(self) -> None:
+        """After the death in the middle of a turn: skip what the journal says was used."""
+        for key, (offers, size) in self._used.items():
+            connection = self.connections[key]
+            if connection.offered and connection.offers == offers:
+                connection.skip(size)
 
     def logged(self, event: str) -> list[dict[str, Any]]:
         """The log entries of that event."""

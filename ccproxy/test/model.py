@@ -224,6 +224,7 @@ class Track:
     @ivar state: C{created}, C{starting}, C{running}, C{exited}, C{detached} or C{ended}.
     @ivar tries: how many starts were sent: output of an earlier one is not its own.
     @ivar status: the exit status, once the process told it.
+    @ivar endAgain: a process that died has sent the end of stdin, which may come again.
     """
 
     guest: Guest
@@ -249,6 +250,7 @@ class Track:
     stdinEnded: bool = False
     got: int = 0
     gotEnd: bool = False
+    endAgain: bool = False
     acked: bool = False
     closing: bool = False
     endAt: float | None = None
@@ -462,7 +464,7 @@ class Track:
     def given(self, body: bytes) -> None:
         """The agent got stdin of the process."""
         assert self.acked, "stdin before the process was started"
-        assert not self.gotEnd, "stdin after its end"
+        assert not self.gotEnd or (self.endAgain and not body), "stdin after its end"
         if body:
             assert self.stdin[self.got : self.got + len(body)] == body, "not the stdin that came"
             self.got += len(body)

@@ -11,7 +11,7 @@ from ccproxy.interfaces import IStreamSink
 from ccproxy.wire.decoder import Buffer
 from ccproxy.wire.messages import IO_HEADER, MessageDecoder
 
-from .memory import MemoryConnection
+from .memory import Died, MemoryConnection
 
 #: How much a hypervisor reads at a time.
 READ = 4096
@@ -22,7 +22,10 @@ class Line(MemoryConnection):
     A connection whose other end may send in pieces, and that knows what the core has used.
 
     @ivar fed: how many bytes the core has been offered.
+    @cvar dead: the process has died, and reads nothing.
     """
+
+    dead = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,6 +67,14 @@ class Line(MemoryConnection):
         self.pump()
 
     def pump(self) -> None:
+        try:
+            self._pump()
+        except Died:
+            Line.dead = True
+
+    def _pump(self) -> None:
+        if Line.dead:
+            return
         super().pump()
         while self.paused and self._ended and self.gone and not (self.closed or self._told):
             self._told = True
@@ -115,6 +126,10 @@ class Channel(Line):
     def rest(self) -> int:
         """How much of a write is still to come."""
         return self._rest
+
+    def died(self) -> None:
+        """The process has died: what it has not written does not come."""
+        self._rest = 0
 
     def send(self, data: Sequence[Buffer]) -> int:
         before, offered = self.waiting, sum(map(len, data))

@@ -4,7 +4,7 @@ The world of the model: the core, what is known of it, and the passing of time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ccproxy.core.client import Client
@@ -83,19 +83,25 @@ class Model:
         """Another process goes on: nobody must notice."""
         self._taken(self.world.restart())
 
-    def crash(self, deaths: Sequence[str]) -> None:
+    def crash(
+        self, deaths: Sequence[str], when: str = "", step: Callable[[], object] | None = None
+    ) -> None:
         """
         The process dies, and the next one goes on with its journal: only runtimes notice, and shims
         that are owed what was in its memory.
 
         @param deaths: the steps before which the next ones die too: see L{World.crash}.
+        @param when: see L{World.dies}.
+        @param step: what happens meanwhile.
         """
         self._wholeFrames()
         alive = [peer for peer in self.peers if peer.track is not None]
         rooms = [peer.line.room for peer in alive]
-        self._died(set(alive))
         for peer in alive:
             peer.line.room = None if peer.line.room is None else 0
+        if step is not None:
+            self._dieWithin(when, step, alive)
+        self._died(set(alive))
         for death in deaths:
             self.world.crash(death)
             for peer in alive:
@@ -112,6 +118,26 @@ class Model:
         self.settle()
         for peer in self.peers:
             peer.again.clear()
+
+    def _dieWithin(self, when: str, step: Callable[[], object], alive: Sequence[Peer]) -> None:
+        guests = [guest for guest in self.guests if guest.state != "connecting"]
+        rooms = [guest.lineIO.room for guest in guests]
+        for guest in guests:
+            guest.lineIO.room = None
+        self.world.dies = when
+        step()
+        self.world.dies = ""
+        Line.dead = False
+        self.world.skipUsed()
+        for peer in self.peers:
+            peer.account()
+        for guest, room in zip(guests, rooms, strict=True):
+            guest.lineIO.room = room
+            guest.account()
+            for track in guest.tracks.values():
+                track.endAgain = track.gotEnd
+        for peer in alive:
+            peer.again += peer.observe()
 
     def _wholeFrames(self) -> None:
         """A real socket takes a frame whole or not at all: nobody is in the middle of one."""
@@ -130,7 +156,10 @@ class Model:
             if peer not in alive and not peer.closed:
                 peer.left()
                 peer.line.closed = True
+            for call in peer.calls:
+                call.behind = None  # the response was kept, and the exit status is told anew
         for guest in self.guests:
+            guest.lineIO.died()
             for track in guest.tracks.values():
                 track.died()
 

@@ -684,6 +684,28 @@ class CoreMachine(RuleBasedStateMachine):
         self.model.crash(deaths)
         self._end()
 
+    @precondition(lambda self: self.journal)
+    @rule(pick=PICK, when=st.sampled_from(["before", "after"]), answers=BOOL, ok=BOOL)
+    def crashesWithin(self, pick: int, when: str, answers: bool, ok: bool) -> None:
+        """The process dies while it uses a command or an answer."""
+        guests = [guest for guest in self._talking() if isinstance(guest.inFlight, Entry)]
+        found = [peer for peer in self._peers() if peer.guest is not None]
+
+        def step() -> None:
+            if answers and guests:
+                guest = guests[pick % len(guests)]
+                entry = guest.inFlight
+                proc = entry.proc if isinstance(entry, Entry) else None
+                told = proc is not None and (
+                    proc.told or any(other is proc for _, other, _, _ in guest.messages)
+                )
+                guest.answer(ok or told, f"answer {self.model.nonce()}".encode())
+            elif found:
+                self._hyper(found[pick % len(found)], "ping", pick)
+
+        self.model.crash([], when, step)
+        self._end()
+
     # -- time
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.0, 3.0, 5.0, 16.0, 31.0, 61.0]))
