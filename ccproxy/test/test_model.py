@@ -726,7 +726,7 @@ class ModelTests(SynchronousTestCase):
             run_state_machine_as_test(
                 CoreMachine,
                 settings=hypothesis.settings(
-                    max_examples=800,
+                    max_examples=1200,
                     stateful_step_count=60,
                     derandomize=not seconds,
                     database=None,
