@@ -103,6 +103,7 @@ NAMES = frozenset(
         "shim-stalled",
         "slow-answer",
         "socket-lost",
+        "socket-moved",
         "socket-replaced",
         "stale-answer",
         "started",
