@@ -534,9 +534,10 @@ class Guest:
                 assert self.messages, "paused for nothing"
                 assert self.messages[0][1].track.core.output.full, "paused for no full session"
             elif self.messages and self.messages[0][0] <= io.fed:
-                # Before the first message of ours, that of a process that has ended is junk.
-                state = self.messages[0][1].track.state
-                assert self.vm.resync and state in ("exited", "ended"), "output is not read"
+                # Before the first message of ours, a number that is not in use is junk: that of a
+                # process that has ended, or whose start has failed.
+                unused = self.messages[0][1].track.state in ("created", "exited", "ended")
+                assert self.vm.resync and unused, "output is not read"
         if self.lostAt is not None and not self.closed and not io.paused:
             since = max(self.lostAt, self.readSince) + 1.0
             assert self.model.now < since, "the channels are open for too long"
