@@ -205,7 +205,8 @@ class Agent:
             self.processes[body["id"]] = self.byNumber[process.stdio] = process
         elif message.number == ControlCode.KILLCONTAINER:
             self.processes[body["container"]].signals += 1
-        self.ends["ctl"].outgoing += encodeControl(ControlCode.ACK, message.body)
+        answer = message.body.ljust(body.get("length", 0))
+        self.ends["ctl"].outgoing += encodeControl(ControlCode.ACK, answer)
 
     def produce(self, count: int, limit: int, finish: bool) -> None:
         """Have each process write a little, or come to its end."""
@@ -413,10 +414,11 @@ class Leaver(Peer):
         self.end.outgoing += encodeFrame(FrameType.COMMAND, Command.ATTACH_VM, attach)
         self.waiting.append((Command.ATTACH_VM, None))
         for nth in range(6):
-            body = json.dumps({"nonce": nth, "text": "x" * (size // 6)})
+            # Kills leave commands behind, so the commands themselves are short.
+            body = json.dumps({"nonce": nth, "length": size // 6})
             payload = f'{{"hyperName":"ping","data":{body}}}'.encode()
             self.end.outgoing += encodeFrame(FrameType.COMMAND, Command.HYPER, payload)
-            self.waiting.append((Command.HYPER, body.encode()))
+            self.waiting.append((Command.HYPER, body.encode().ljust(size // 6)))
 
     def read(self) -> None:
         super().read()
