@@ -449,7 +449,10 @@ class Session:
             self.vm.stdin.add(self)
 
     def stdinTaken(self) -> None:
-        """Some stdin has gone: the shim may be read again."""
+        """Note that stdin was sent: the shim may be read again."""
+        if self.stdin.ended and not self.stdin:
+            # After a crash its end is not sent a second time.
+            self.vm.registry.changed(self.vm)
         if self.shim is not None and self.stdin.hasRoom:
             self.shim.wake()
 

@@ -390,6 +390,20 @@ class CrashTests(SynchronousTestCase):
         agent2.output(3, b"more")
         self.assertEqual(other.frame().payload, b"more")
 
+    def test_endOfStdin(self) -> None:
+        """An end of stdin that was journalled while it waited, and sent later, is sent once."""
+        world = World(Dialect.CC, journal=True)
+        agent, runtime, tokens = world.register(streams=1)
+        shim = world.process(agent, runtime, tokens[0])
+        shim.stream(Stream.STDIN, b"x")
+        shim.stream(Stream.STDIN, b"")
+        runtime.hyper("ping")
+        self.assertEqual(agent.stdin(), [(3, b"x")])
+        agent.io.drain()
+        world.crash()
+        agent.io.drain()
+        self.assertEqual(agent.stdin(), [(3, b"")])
+
     def test_deadlines(self) -> None:
         """Deadlines go on over crashes: they do not begin anew with each process."""
 
