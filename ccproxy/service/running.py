@@ -58,12 +58,12 @@ def handleSignals(
     SIGHUP make it read its configuration again, SIGUSR1 write its state to the log, and SIGUSR2
     restart it.
 
-    @param handOver: called with C{True} at SIGTERM: return whether the daemon hands over instead of
-        ending. Called with C{False} at SIGUSR2: hand over, or go on if that cannot be done.
-
     The signals are held back from now on, and handled once the reactor runs: it brings handlers of
     its own then, after which C{twistd} would die of the signal that stopped it. Threads must be
     started after this, so that they leave signals to the main thread.
+
+    @param handOver: called with C{True} at SIGTERM: return whether the daemon hands over instead of
+        ending. Called with C{False} at SIGUSR2: hand over, or go on if that cannot be done.
     """
 
     def stop(name: str) -> None:
