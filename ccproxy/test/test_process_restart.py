@@ -61,7 +61,7 @@ def shell(before: str) -> list[str]:
 
 
 def isRunning(pid: int) -> bool:
-    """Whether a process is there, or is to be waited for."""
+    """Return whether a process exists, zombies included."""
     return os.path.exists(f"/proc/{pid}")
 
 
@@ -520,6 +520,10 @@ class SupervisorTests(DaemonTestCase):
                 else:
                     daemon.process.send_signal(number)
                 eventually(lambda: self.another(daemon, child), "another daemon", 60)  # noqa: B023
+                if output is None:
+                    # No other file of the daemon takes the place of a closed stream.
+                    streams = [os.readlink(f"/proc/{daemon.child}/fd/{fd}") for fd in (1, 2)]
+                    self.assertEqual(streams, ["/dev/null"] * 2)
                 process.vm.attach().hyper("ping")
                 process.say(b"goes on")
                 self.assertEqual(process.shim.output(Stream.STDOUT, 7), b"goes on")

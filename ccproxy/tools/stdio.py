@@ -197,11 +197,12 @@ def secureDescriptors() -> None:
     """
     Open C{/dev/null} the wrong way round where stdin, stdout or stderr is closed.
 
-    Else the next thing opened, such as a socket, would take its number and get the output. Reading
-    and writing still fail, as with a closed descriptor.
+    Else the next thing opened, such as a socket, would take its number and get the output. That
+    holds for the programs that this process starts, too, so they inherit it. Reading and writing
+    still fail, as with a closed descriptor.
     """
     for fd in range(3):
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDONLY if fd else os.O_WRONLY)
+            os.set_inheritable(os.open(os.devnull, os.O_RDONLY if fd else os.O_WRONLY), True)

@@ -365,15 +365,6 @@ def _say(text: str) -> None:
     _log.put(_line(text))
 
 
-def _openStandard() -> None:
-    """Open stdin, stdout and stderr if they are closed, so that no other file takes their place."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-
-
 def makeParser() -> argparse.ArgumentParser:
     """What its command line may say."""
     parser = argparse.ArgumentParser(
@@ -404,7 +395,6 @@ def main(arguments: Sequence[str]) -> int:
     @return: the exit status.
     """
     options = makeParser().parse_args(arguments)
-    _openStandard()
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
