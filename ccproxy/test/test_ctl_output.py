@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Mapping
 
 from ..testing.daemon import environment, script
 from ..tools.ccproxyctl import COMMANDS
@@ -15,7 +16,7 @@ from .test_tools_embedded import EmbeddedTestCase
 
 TIMEOUT = 60.0
 _HELP = ["--help"]
-#: What has each command print something. The help stands for those that do not, or need a terminal.
+#: Arguments with which each command prints: --help for those that print nothing or need a terminal.
 PRINTING = {
     "run": ["--", "echo", "hello"],
     "exec": _HELP,
@@ -44,6 +45,16 @@ PRINTING = {
 def redirected(words: list[str], redirection: str) -> list[str]:
     """A command line by which a shell starts a program so."""
     return ["sh", "-c", f'"$@" {redirection}', "sh", *words]
+
+
+def runRedirected(
+    words: list[str], how: str, variables: Mapping[str, str]
+) -> subprocess.CompletedProcess[bytes]:
+    """Run C{ccproxyctl} to its end with a redirection of a shell."""
+    return subprocess.run(
+        redirected([*script("ccproxyctl"), *words], how),
+        env=variables, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT, check=False,
+    )  # fmt: skip
 
 
 class OutputTests(AskingTestCase):
@@ -76,16 +87,9 @@ class OutputTests(AskingTestCase):
         return [*alone, ["--help"]]
 
     def run_(self, words: list[str], redirection: str) -> tuple[int, str, str]:
-        ran = subprocess.run(
-            redirected([*script("ccproxyctl"), *words], redirection),
-            env=environment(CCPROXY_ADMIN_SOCKET=self.path, CCPROXY_VM_RUN=self.runFolder),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            check=False,
-        )
-        return ran.returncode, ran.stdout, ran.stderr
+        variables = environment(CCPROXY_ADMIN_SOCKET=self.path, CCPROXY_VM_RUN=self.runFolder)
+        ran = runRedirected(words, redirection, variables)
+        return ran.returncode, ran.stdout.decode(), ran.stderr.decode()
 
     def test_notWritten(self) -> None:
         """A full and a closed stdout are an error of one line, which names the reason."""
@@ -136,28 +140,14 @@ class ProcessOutputTests(EmbeddedTestCase):
         """It is lost, which is an error of ccproxyctl unless the process has failed itself."""
         for how, why in ((">/dev/full", b"No space left"), (">&-", b"Bad file descriptor")):
             for command, status in (("echo hello", 125), ("echo hello; exit 3", 3)):
-                words = [*script("ccproxyctl"), "run", "--", "sh", "-c", command]
-                ran = subprocess.run(
-                    redirected(words, how),
-                    env=self.environment,
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    timeout=TIMEOUT,
-                    check=False,
-                )
+                words = ["run", "--", "sh", "-c", command]
+                ran = runRedirected(words, how, self.environment)
                 self.assertEqual(ran.returncode, status, ran.stderr)
                 self.assertRegex(ran.stderr, b"^ccproxyctl: the process's output .*%b.*\n$" % why)
 
     def test_otherStreams(self) -> None:
         """A closed stdin is an empty one, and what is not written to stderr is not missing."""
         for how in ("<&-", "2>&-", "2>/dev/full"):
-            words = [*script("ccproxyctl"), "run", "--", "sh", "-c", "cat; echo hello"]
-            ran = subprocess.run(
-                redirected(words, how),
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=TIMEOUT,
-                check=False,
-            )
+            words = ["run", "--", "sh", "-c", "cat; echo hello"]
+            ran = runRedirected(words, how, self.environment)
             self.assertEqual((ran.returncode, ran.stdout, ran.stderr), (0, b"hello\n", b""))

@@ -4,6 +4,7 @@ C{ccproxyctl demo}: the whole path at once, and nothing left of it afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -21,6 +22,9 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 import ccproxy
 from ccproxy.testing.daemon import environment, script
+
+from ..tools.demo import Demo
+from .terminals import interactiveShell
 
 DEADLINE = 60.0
 
@@ -152,6 +156,19 @@ class PipeTests(DemoTestCase):
         self.assertNothingLeft()
 
 
+class SignalTests(SynchronousTestCase):
+    """Signals for the demo itself."""
+
+    def test_dropped(self) -> None:
+        """A signal counts even if Python drops the exception by which its handler tells of it."""
+        stage = Demo()
+        self.addCleanup(shutil.rmtree, stage._folder)
+        with contextlib.suppress(SystemExit):
+            stage._interrupted(signal.SIGINT, None)
+        end = self.assertRaises(SystemExit, stage.run, ["true"], False)
+        self.assertEqual(end.code, 130)
+
+
 class TerminalTests(DemoTestCase):
     """In a terminal, with an interactive shell."""
 
@@ -230,18 +247,7 @@ class MakeTests(DemoTestCase):
 
     def spawn(self, line: str) -> pexpect.spawn[str]:
         """Run a line of shell that ends with its status, as an interactive shell runs a job."""
-        shell = pexpect.spawn(
-            "bash",
-            ["--norc", "--noprofile", "-i"],
-            cwd=self.source,
-            env={**self.environment, "PS1": "[$?]", "INPUTRC": "/dev/null", "TERM": "dumb"},
-            timeout=DEADLINE,
-            encoding="utf-8",
-        )
-        self.addCleanup(shell.close, force=True)
-        shell.expect_exact("[0]")
-        shell.sendline("stty -echo")
-        shell.expect_exact("[0]")
+        shell = interactiveShell(self, self.environment, self.source)
         shell.sendline(line)
         return shell
 

@@ -13,8 +13,7 @@ import pexpect
 from twisted.trial.unittest import SynchronousTestCase
 
 from ..testing.daemon import Daemon, environment, eventually, script
-
-TIMEOUT = 60
+from .terminals import TIMEOUT, interactiveShell
 
 
 def pgrep(text: str) -> bytes:
@@ -129,16 +128,8 @@ class CCTests(EmbeddedTestCase):
 
     def shell(self) -> pexpect.spawn[str]:
         """An interactive shell, with job control, whose prompt is the last status."""
-        shell = pexpect.spawn(
-            "bash",
-            ["--norc", "--noprofile", "-i"],
-            env={**self.environment, "PS1": "[$?]", "INPUTRC": "/dev/null", "TERM": "dumb"},
-            timeout=TIMEOUT,
-            encoding="utf-8",
-        )
-        self.addCleanup(shell.close, force=True)
-        shell.expect_exact("[0]")
-        shell.sendline("stty -echo; ctl() { " + shlex.join(script("ccproxyctl")) + ' "$@"; }')
+        shell = interactiveShell(self, self.environment)
+        shell.sendline("ctl() { " + shlex.join(script("ccproxyctl")) + ' "$@"; }')
         shell.expect_exact("[0]")
         return shell
 

@@ -77,6 +77,7 @@ class Demo:
         if self._terminal is not None:
             self._terminal.save()
         self._ending = False
+        self._status = 0
 
     def __enter__(self) -> Demo:
         # Functions rather than SIG_IGN, which the children would inherit.
@@ -116,10 +117,10 @@ class Demo:
             self._end(number, frame)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
-        """Somebody wants us to end: what waits in L{start} or L{run} is told."""
+        """End on a signal: interrupt what waits in L{start} or L{run}."""
         if not self._ending:
-            self._ending = True
-            raise SystemExit(128 + number)
+            self._ending, self._status = True, 128 + number
+            raise SystemExit(self._status)
 
     def start(self) -> None:
         """
@@ -165,7 +166,15 @@ class Demo:
                 raise DemoError("the VM could not be started")
 
     def _ctl(self, *words: str) -> int:
-        """Run one of our own commands; its exit status."""
+        """
+        Run one of our own commands.
+
+        @return: its exit status.
+        @raise SystemExit: a signal has ended us before.
+        """
+        if self._ending:
+            # Python drops the exception of a handler that has interrupted a finalizer.
+            raise SystemExit(self._status)
         program = [sys.executable, "-P", "-m", "ccproxy.tools.ccproxyctl"]
         self._command = _spawn([*program, *words])
         status = self._command.wait()
