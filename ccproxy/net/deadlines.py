@@ -13,7 +13,8 @@ Intervals, such as the beats of a watchdog, belong to the reactor itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
 from typing import Any, Protocol
 
@@ -27,6 +28,19 @@ from zope.interface import implementer
 MIN_ROUNDS = 8
 #: Cancelled calls that may stay in the queue before it is cleared of them.
 _MAX_CANCELLED = 50
+
+
+def looks(deadline: float) -> Iterator[float]:
+    """
+    Yield the seconds left until a deadline, and 0 once it has passed. A loop over them, in a
+    process without a reactor, looks once more for input that came in time.
+
+    @param deadline: in seconds of the monotonic clock.
+    """
+    left = 1.0
+    while left > 0:
+        left = max(0.0, deadline - time.monotonic())
+        yield left
 
 
 class Rounds(Protocol):

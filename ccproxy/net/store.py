@@ -14,6 +14,7 @@ from contextlib import suppress
 from twisted.logger import Logger
 
 from ..core.clock import Wait
+from .deadlines import looks
 from .notify import MOST_DESCRIPTORS, PATIENCE, Notifier
 from .passed import PREFIX
 
@@ -283,15 +284,13 @@ class DescriptorStore:
         @return: whether it has.
         @raise OSError: this process may open no more descriptors.
         """
-        deadline = time.monotonic() + timeout
+        if not self.notifier.present:
+            return False
         reading = None
         try:
-            overdue = not self.notifier.present
-            while not overdue:
-                left = deadline - time.monotonic()
-                overdue = left <= 0  # give up after one more look
+            for left in looks(time.monotonic() + timeout):
                 if reading is not None:
-                    if _isAtEnd(reading, max(0.0, left)):
+                    if _isAtEnd(reading, left):
                         self._unconfirmed.clear()
                         return True
                 elif not self.notifier.flush() or (reading := self._sendBarrier()) is None:

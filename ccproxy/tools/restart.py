@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from ..net.deadlines import looks
 from .adminclient import AdminClient, AdminError, Broken, NoDaemon
 from .arguments import seconds
 from .asking import ask, askingParser, show
@@ -66,10 +67,7 @@ async def restart(client: AdminClient, timeout: float) -> None:
     if not timeout:
         show(["The daemon is restarting."])
         return
-    deadline = time.monotonic() + timeout
-    overdue = False
-    while not overdue:
-        overdue = time.monotonic() >= deadline  # give up after one more look
+    for _ in looks(time.monotonic() + timeout):
         time.sleep(LOOK)  # nothing else happens here
         try:
             after = await client.get("/v1/status")

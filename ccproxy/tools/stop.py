@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from ..net.binding import peerProcess
+from ..net.deadlines import looks
 from .adminclient import ANSWER_TIMEOUT, AdminClient, AdminError, NoDaemon
 from .arguments import seconds
 from .asking import ask, askingParser, show
@@ -95,10 +96,7 @@ def _connect(path: str) -> socket.socket | None:
 
 def _closed(connection: socket.socket, deadline: float) -> bool:
     """Return whether the daemon closes a connection in time."""
-    overdue = False
-    while not overdue:
-        left = deadline - time.monotonic()
-        overdue = left <= 0  # give up after one more look
+    for left in looks(deadline):
         connection.settimeout(max(_AT_ONCE, left))
         try:
             if not connection.recv(4096):
