@@ -35,9 +35,9 @@ class ControlCommand:
     @ivar slot: the place of its client's response, if it has one.
     """
 
-    __slots__ = ("arrived", "client", "expired", "name", "sent", "sentAt")
+    __slots__ = ("arrived", "client", "expired", "name", "sent", "sentAt", "slot")
 
-    slot: Slot | None = None
+    slot: Slot | None
     urgent = False
     needsDialect = False
     countsForDialect = True
@@ -45,6 +45,7 @@ class ControlCommand:
     def __init__(self, name: str, client: Client | None) -> None:
         self.name = name
         self.client = client
+        self.slot = None
         self.arrived = self.sent = self.sentAt = 0.0
         self.expired = False
 
@@ -70,6 +71,8 @@ class ControlCommand:
 
 class SlotCommand(ControlCommand):
     """A command whose answer is a client's answer."""
+
+    __slots__ = ()
 
     slot: Slot
 

@@ -171,13 +171,24 @@ class Registry:
         self.damaged = True
         self.log.failure("internal error; the daemon goes on", event="internal-error")
 
+    @property
+    def allVMs(self) -> set[VM]:
+        """All VMs: known ones, those whose channels are open, and those that a token leads to."""
+        byToken = (session.vm for session in self.tokens.values())
+        return {*self.vms.values(), *self.leaving, *byToken}
+
+    @property
+    def allSessions(self) -> set[Session]:
+        """All sessions of L{allVMs}, and those that only a token leads to."""
+        found = {*self.tokens.values()}
+        return found.union(*(vm.processes.sessions for vm in self.allVMs))
+
     def recount(self) -> None:
-        """Count anew what all sessions hold, for an exception may have come between."""
-        sessions = {*self.tokens.values()}
-        for vm in [*self.vms.values(), *self.leaving]:
-            sessions.update(vm.processes.sessions)
+        """Recount the bytes that all sessions hold: an exception may have prevented the count."""
         self.budget.used = sum(client.outlet.kept for client in self.clients)
-        self.budget.used += sum(each.output.pendingSize + each.stdin.size for each in sessions)
+        self.budget.used += sum(
+            each.output.pendingSize + each.stdin.size for each in self.allSessions
+        )
 
     def touched(self, client: Client) -> None:
         """There is something to send to C{client} at the end of this turn."""

@@ -1,13 +1,12 @@
 """
-What happens when the core raises an exception that nobody expected (promise P22).
+Repair of the core after an unexpected exception (promise P22).
 
-Such an exception cuts a turn short. The commands that the turn was about to answer may then have
-nobody left who would answer them, and objects may be between two states. So every turn runs under
-L{turn} or L{run}. They log the exception and, when the outermost turn is over, L{repair} the
-registry:
+Such an exception cuts a turn short. The turn may have been about to answer commands, and objects
+may be between two states. Therefore every turn runs under L{turn} or L{run}. They log the
+exception. When the outermost turn is over, they L{repair} the registry:
 
- - Each object finishes what it has begun: its method C{repair} does nothing otherwise.
- - Each command that nobody is going to answer gets an error response.
+ - Each object finishes what it has begun. Its method C{repair} does nothing otherwise.
+ - Each command that would get no answer gets an error response.
 """
 
 from __future__ import annotations
@@ -106,7 +105,8 @@ def repair(registry: Registry) -> None:
 def _steps(registry: Registry) -> Iterator[Callable[[], object]]:
     for client in list(registry.clients):
         yield client.repair
-    vms, sessions = _vms(registry), _sessions(registry)
+    vms = _vms(registry)
+    sessions = _sessions(registry, vms)
     for vm in vms:
         yield vm.repair
     commands = {command for vm in vms for command in _commands(vm)}
@@ -124,8 +124,8 @@ def _steps(registry: Registry) -> Iterator[Callable[[], object]]:
 
 
 def _vms(registry: Registry) -> set[VM]:
-    vms = {*registry.vms.values(), *registry.leaving}
-    vms.update(session.vm for session in registry.tokens.values())
+    """Return all VMs, those included that only a client still refers to."""
+    vms = registry.allVMs
     for client in registry.clients:
         vms.update(vm for vm in (client.vm, client.registering) if vm is not None)
         if client.session is not None:
@@ -133,11 +133,10 @@ def _vms(registry: Registry) -> set[VM]:
     return vms
 
 
-def _sessions(registry: Registry) -> set[Session]:
-    sessions = {session for vm in _vms(registry) for session in vm.processes.sessions}
-    sessions.update(registry.tokens.values())
-    sessions.update(client.session for client in registry.clients if client.session is not None)
-    return sessions
+def _sessions(registry: Registry, vms: set[VM]) -> set[Session]:
+    """Return all sessions of these VMs, those included that only a token or a client refers to."""
+    sessions = registry.allSessions.union(*(vm.processes.sessions for vm in vms))
+    return sessions.union(each.session for each in registry.clients if each.session is not None)
 
 
 def _commands(vm: VM) -> Iterator[ControlCommand]:

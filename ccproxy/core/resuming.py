@@ -121,11 +121,7 @@ class Resumed:
         shims, and whether it has delivered an exit status nobody knows. Comes before L{begin}.
         """
         registry = self.registry
-        vms = {*registry.vms.values(), *registry.leaving}
-        sessions = {*registry.tokens.values()}
-        for vm in vms:
-            sessions |= vm.processes.sessions
-        for session in sessions:
+        for session in registry.allSessions:
             run(registry, session.exitAgain)
         for session, output, stdin in self.losses:
             registry.log.warn(

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,6 +27,7 @@ from .binding import (
 )
 from .ordinary import attach
 from .polling import Poller
+from .transport import hungUp
 
 #: Seconds until the next try when not even one descriptor is left to turn a client away with.
 STARVED_INTERVAL = 1.0
@@ -213,7 +213,8 @@ class UNIXListener:
         except OSError as error:
             if error.errno in _NO_ROOM:
                 self._turnAway(self._listening.socket, error)
-            elif _isShutDown(self._listening.socket):
+            elif hungUp(self._listening.socket.fileno()):
+                # accept() itself does not tell, and epoll would report input for ever.
                 self._revoked(self._listening)
             # Else it is gone before it was accepted.
             return
@@ -273,13 +274,6 @@ class UNIXListener:
         self._again = None
         self._reserve = _reserve()
         self._watch()
-
-
-def _isShutDown(listening: socket.socket) -> bool:
-    # accept() itself does not say so: it finds nothing, and epoll reports input for ever.
-    poll = select.poll()
-    poll.register(listening, 0)  # a hang-up is told unasked
-    return bool(poll.poll(0))
 
 
 def _reserve() -> int | None:

@@ -81,7 +81,8 @@ _OPEN, _ENDED, _CLOSED = _Life
 
 def hungUp(fd: int) -> bool:
     """
-    Whether the peer of a stream socket has closed both directions.
+    Return whether the peer of a stream socket has closed both directions, or a listening socket
+    was shut down.
 
     @param fd: the socket's descriptor.
     """

@@ -243,7 +243,7 @@ class Journal:
         self._file = -1
         for known in (self._pipes, self._connections, self._rests, self._held, self._unkept):
             known.clear()
-        for vm in self._vms():
+        for vm in self._registry.allVMs:
             vm.sendNow()
 
     def _recover(self) -> None:
@@ -256,7 +256,7 @@ class Journal:
         self._wait = self._registry.later(HELD_INTERVAL, self._noteHeld)
         if self._registry.budget.used or self._held:
             before, self._held = self._held, {}
-            for vm in self._vms():
+            for vm in self._registry.allVMs:
                 held = sum(each.output.held + each.stdin.size for each in vm.processes.sessions)
                 if held:
                     self._held[vm.serial] = held
@@ -299,7 +299,7 @@ class Journal:
         self._entry(EntryForm(listening=self._listening, pods=self._podForms))
         self._entry(EntryForm(rests=self._rests))
         self._noteCounters()
-        for vm in self._vms():
+        for vm in self._registry.allVMs:
             if vm.state not in _NOT_YET:
                 # Nothing is sent that only a journal knows of which is not kept yet.
                 self._vm(vm, send=False)
@@ -371,11 +371,6 @@ class Journal:
                 elif isinstance(control, StreamTransport):
                     control.notifyRoom()
                 return
-
-    def _vms(self) -> set[VM]:
-        registry = self._registry
-        sessions = registry.tokens.values()
-        return {*registry.vms.values(), *registry.leaving, *(session.vm for session in sessions)}
 
     def changed(self, vms: Iterable[VM]) -> None:
         """Write down VMs that have changed."""

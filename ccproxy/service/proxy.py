@@ -24,7 +24,7 @@ from .. import __version__
 from ..core.clock import Wait, cancel
 from ..core.registry import Registry
 from ..errors import CCProxyError
-from ..net.binding import ListeningSocket, isStale
+from ..net.binding import ListeningSocket, isPassed, isStale
 from ..net.connecting import Connector
 from ..net.listening import UNIXListener
 from ..net.monotonic import useMonotonicTime
@@ -116,7 +116,7 @@ class ListeningService(Service):
 
         @raise ccproxy.errors.CCProxyError: the socket is another daemon's, or cannot be used.
         """
-        if self.taken is not None or os.environ.get("LISTEN_PID") == str(os.getpid()):
+        if self.taken is not None or isPassed(os.environ):
             self._listen()
         else:
             with suppress(OSError):  # Listening says it with the path.

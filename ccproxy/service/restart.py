@@ -17,6 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from ..errors import CCProxyError
+from ..net.binding import isPassed
 from ..net.restarting import HANDED_OVER, KEEP_VARIABLE, WORKING_DESCRIPTORS
 from ..net.store import DescriptorStore
 from .machine import checkMachine
@@ -121,8 +122,7 @@ class Restart:
                 " FileDescriptorStoreMax=, or with ccproxyctl supervise",
                 event="store-missing",
             )
-        passed = self._environment.get("LISTEN_PID") == str(os.getpid())
-        if not (self.keeps or passed):
+        if not (self.keeps or isPassed(self._environment)):
             return  # and a daemon without either has no use for what this imports
         from .handover import Handover
 

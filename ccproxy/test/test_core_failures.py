@@ -356,13 +356,18 @@ def attaches(stage: Stage) -> None:
     peer.send(99, {})
 
 
-def unregisters(stage: Stage) -> None:
+def makeBusy(stage: Stage) -> None:
+    """Register a VM with a process, a held signal, a parked start and commands in flight."""
     runtime = stage.register(3)
     stage.process(runtime, 0)
     stage.shim(1).send(Command.SIGNAL, {"signalNumber": 1})
     stage.hyper(runtime, "newcontainer", 2, container="c2")  # parked
     stage.hyper(runtime, "ping")
     stage.hyper(runtime, "ping")
+
+
+def unregisters(stage: Stage) -> None:
+    makeBusy(stage)
     peer = stage.peer()
     peer.send(Command.UNREGISTER_VM, {"containerId": "vm"})
 
@@ -450,12 +455,7 @@ def waitsInVain(stage: Stage) -> None:
 
 
 def losesVM(stage: Stage) -> None:
-    runtime = stage.register(3)
-    stage.process(runtime, 0)
-    stage.shim(1).send(Command.SIGNAL, {"signalNumber": 1})
-    stage.hyper(runtime, "newcontainer", 2, container="c2")  # parked
-    stage.hyper(runtime, "ping")
-    stage.hyper(runtime, "ping")
+    makeBusy(stage)
     stage.agent.output(3, b"output")
     stage.agent.control.end()
     stage.world.clock.advance(2)

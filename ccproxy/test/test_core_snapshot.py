@@ -694,7 +694,7 @@ class CompletenessTests(SynchronousTestCase):
         Processes: "_named _nextStdio _nullFree _vm base numbers sessions",
         Flow: "_due _readSince _shim _vm _wait blocked blocker since",
         ControlQueue: "_asked _reported _vm _wait _waitUntil inFlight waiting",
-        ControlCommand: "arrived client expired name sent sentAt",
+        ControlCommand: "arrived client expired name sent sentAt slot",
         HyperCommand: "_body _vm",
         StartCommand: "_vm acknowledged data session",
         SignalCommand: "_session _signal",

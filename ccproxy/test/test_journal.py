@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
+from ccproxy.core.registry import Registry
 from ccproxy.core.snapshot import HEADER, VERSION, BadSnapshot, Snapshot, VMForm, seal
 from ccproxy.core.states import VMState
 from ccproxy.net.notify import Notifier
@@ -277,7 +278,7 @@ class FaultTests(SocketCase):
         """What a VM that is gone has held is not remembered."""
         session = SimpleNamespace(output=SimpleNamespace(held=5), stdin=SimpleNamespace(size=0))
         vms = [SimpleNamespace(serial=7, processes=SimpleNamespace(sessions=[session]))]
-        self.patch(self.journal, "_vms", lambda: vms)
+        self.patch(Registry, "allVMs", property(lambda registry: vms))
         self.patch(self.journal, "_changed", lambda vms: None)
         self.registry.budget.used = 5
         self.world.clock.advance(1)
