@@ -63,7 +63,7 @@ class Machine:
         if self._stopping:
             raise StartError("the machine is being stopped", NOT_STARTED)
         home = os.path.expanduser("~")
-        # That of root, if twistd has given up root's privileges.
+        # It is root's folder if twistd has given up root's privileges.
         if not os.access(home, os.X_OK, effective_ids=True):
             home = "/"
         environment = {"PATH": PATH, "HOME": home}

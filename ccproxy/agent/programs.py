@@ -157,7 +157,7 @@ class RunningProgram:
         try:
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         except ChildProcessError:
-            # Somebody else has reaped it. Popen would take that for success.
+            # Another part of the program has reaped it. Popen would take that for success.
             self._popen.returncode = LOST_STATUS
         self._popen.wait()
         reaping.own.discard(self.pid)

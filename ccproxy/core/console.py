@@ -20,8 +20,8 @@ MOST_WRITTEN = 8 << 20
 
 def characterEnd(data: bytes | bytearray) -> int:
     """
-    Where the last whole character of a text in UTF-8 ends: at the end, unless C{data} ends inside
-    a character. What is no UTF-8 counts as whole.
+    Return the position behind the last whole UTF-8 character. This is the end, unless C{data} ends
+    inside a character. Bytes that are not UTF-8 count as whole.
     """
     size = len(data)
     for back in range(1, min(4, size + 1)):
@@ -87,10 +87,10 @@ class ConsoleRing:
 
     def wholeSince(self, position: int) -> tuple[bytes, int]:
         """
-        What has come from C{position} on, as far as it is kept, without the rest of a character
-        whose beginning has left the ring, and without the beginning of one that is still to come.
+        Return the kept bytes from C{position} on, and the position behind them.
 
-        @return: it, and the position behind it.
+        The bytes contain no part of a character: neither the end of one whose beginning has left
+        the ring, nor the beginning of one that has not come whole.
         """
         data, cut = self.since(position), 0
         if position < self.start:

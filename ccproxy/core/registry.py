@@ -36,9 +36,11 @@ def randomToken() -> str:
 
 def randomBase() -> int:
     """
-    What is added to the sequence numbers of a VM whose READY is past: an even number from 2^33 to
-    2^52. Earlier registrations of the VM have other numbers all but certainly, since no clock and
-    no counter decides, and all are below 2^53, as numbers in JSON must be.
+    Return the base of the sequence numbers of a VM whose READY is past: a random even number from
+    2^33 to 2^52.
+
+    No clock and no counter decides, so an earlier registration of the VM almost certainly has other
+    numbers. All numbers stay below 2^53, because they are JSON numbers.
     """
     return 2 * (2**32 + secrets.randbelow(2**51 - 2**32 + 1))
 
@@ -371,7 +373,7 @@ class Registry:
         self.changed(vm)
 
     def forgetAll(self) -> None:
-        """Drop a state that was restored by half. Nobody is told anything."""
+        """Drop a state that was restored by half, without any notice to peers."""
         for kept in (self.vms, self.leaving, self.tokens, self.clients):
             kept.clear()
         self.budget.used = 0

@@ -47,7 +47,7 @@ R = TypeVar("R")
 def turn(step: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """
     Decorate a method of an L{IStreamSink <ccproxy.interfaces.IStreamSink>}: it is a turn. An
-    exception costs the sink its connection, and nobody else.
+    exception costs only this sink its connection.
     """
 
     @wraps(step)

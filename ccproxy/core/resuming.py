@@ -215,7 +215,7 @@ class _Reader:
         self._connections = connections
         now = self._now = registry.clock.seconds()
         written = now if snapshot.written is None else snapshot.written
-        #: Seconds since the snapshot was written. A clock that began anew says nothing of it.
+        #: Seconds since the snapshot was written; 0 if the clock has started again since.
         self._age = max(0.0, now - written)
         self._then = now - self._age
         self._sinks = resumed.sinks

@@ -1,5 +1,5 @@
 """
-Keep what can be restored of a state of which a part cannot.
+Restore a damaged state in part.
 
 A snapshot falls into units that do not refer to each other: a VM with its sessions, its commands
 and its clients, or a client without a VM. A unit that cannot be restored loses the clients that are
@@ -59,7 +59,7 @@ _Node = tuple[str, Place]
 @attrs.frozen
 class Dropped:
     """
-    What could not be restored.
+    VMs and clients that could not be restored.
 
     @ivar vms: the ids of VMs.
     @ivar clients: the names of clients.
@@ -141,7 +141,7 @@ def _withoutBadClients(
     bound: list[Place] = []
     for place, client in enumerate(unit.clients):
         if client.connection is not None:
-            # The VM that a client registers would stay without anybody who knows of it.
+            # Without its client, a VM that is being registered would stay unknown for ever.
             (free if client.registering is None else bound).append(place)
     if not unit.vms or not free or not good(bound):
         return None, []

@@ -211,7 +211,7 @@ class VM:
     def _ready(self) -> None:
         slot, answer = self.slot, b""
         if slot is not None:
-            # What can fail comes before what others see.
+            # Take the steps that can fail before those that others see.
             try:
                 with self.processes.tokens(self.request.numIOStreams or 0, slot) as tokens:
                     answer = self.registry.ioResponse(slot.client, tokens)

@@ -350,7 +350,7 @@ class _Writer:
 
     def _flow(self, flow: Flow) -> FlowForm:
         if self._only is not None:
-            # What has filled a session is lost in a crash, and the channel is read again.
+            # A crash loses the bytes that have filled a session, so the channel is read again.
             blocked = flow.blocker is not None
             return FlowForm(readSince=self._now - flow._readSince, unread=blocked)
         left = self._left(flow._wait)

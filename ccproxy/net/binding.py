@@ -95,7 +95,7 @@ class ListeningSocket:
 
     @property
     def isLost(self) -> bool:
-        """Whether its file was removed, renamed or replaced, or is not ours."""
+        """True if the socket's file was removed, renamed or replaced, or is not ours."""
         return self._inode is None or socketFile(self.path) != self._inode
 
     def revoke(self) -> None:
@@ -263,9 +263,9 @@ def _bind(path: str, mode: int, gid: int, madeDirectory: bool) -> ListeningSocke
 
 def isStale(path: str) -> bool:
     """
-    Return whether there is a socket that nobody listens on.
+    Return whether the path has a socket without a listener.
 
-    @raise CannotListen: there is something else, or somebody listens.
+    @raise CannotListen: the path is no socket, or another process listens on it.
     """
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -306,7 +306,7 @@ def _inode(path: str) -> tuple[int, int]:
 
 
 def isPassed(environment: Mapping[str, str]) -> bool:
-    """Whether systemd has passed a socket to this process."""
+    """Return whether systemd has passed a socket to this process."""
     mine = environment.get("LISTEN_PID") == str(os.getpid())
     return mine and environment.get("LISTEN_FDS", "") not in ("", "0")
 

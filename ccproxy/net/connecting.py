@@ -211,8 +211,8 @@ class Connector:
 
     def adopt(self, forms: Iterable[ChannelsForm], made: Mapping[int, socket.socket]) -> None:
         """
-        Go on with what another process has L{written}. A console that cannot be watched is
-        connected anew later.
+        Go on with what another process has L{written}. If a console cannot be watched,
+        connect to it again later.
 
         @param made: the connections to consoles, by their inodes, among others.
         """

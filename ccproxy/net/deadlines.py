@@ -44,7 +44,7 @@ def looks(deadline: float) -> Iterator[float]:
 
 
 class Rounds(Protocol):
-    """What a poller says of its part of a reactor's round."""
+    """A poller's report on its part of a reactor's round."""
 
     def quiet(self) -> bool:
         """Return whether there was nothing to do since the last call."""

@@ -121,7 +121,7 @@ class UNIXListener:
         try:
             made = passed or bind(path, self._mode, self._group)
         except CannotListen as problem:
-            # Those who are connected must not suffer for it.
+            # Connected clients must not suffer for it.
             self._log.error(
                 "clients that are not connected yet cannot connect any more: {problem}",
                 event="socket-lost",
@@ -159,8 +159,8 @@ class UNIXListener:
 
     def whereabouts(self) -> str | None:
         """
-        Return where the file of the socket is now: at L{path}, or under the name in the same folder
-        that somebody has given it. L{None} if it is in neither place: no client can connect. If
+        Return where the file of the socket is now: at L{path}, or under another name in the same
+        folder. L{None} if it is in neither place: no client can connect. If
         this process cannot tell, in another root folder or without a right to that one: L{path}.
         """
         if self._file is None or socketFile(self.path) == self._file:
@@ -222,7 +222,7 @@ class UNIXListener:
         self.serve(connection)
 
     def _revoked(self, listening: ListeningSocket) -> None:
-        """Somebody has shut the socket down: the poller would call again and again."""
+        """Stop watching a socket that another process has shut down."""
         self._poller.unwatch(listening.socket.fileno())
         self._log.warn(
             "no client can connect to {path} any more: another process has shut the socket down",

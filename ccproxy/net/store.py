@@ -32,7 +32,7 @@ _NUMBERS = 1 << 16
 _INTERVAL = 0.002
 #: Seconds between two questions whether the manager has what was sent to it.
 CONFIRM_INTERVAL = 1.0
-#: A descriptor and its inode, by which one is told that was closed meanwhile.
+#: A descriptor and its inode. The inode tells whether the descriptor was closed meanwhile.
 _Held = tuple[int, int]
 
 
@@ -84,7 +84,7 @@ class DescriptorStore:
         self._named = 0
         self._number = 0
         self._full = False
-        # What is to be sent, what was sent and not asked after, and what the barrier is about.
+        # Descriptors to send, those sent and not confirmed, and those that the barrier confirms.
         self._offers: dict[str, list[_Held]] = {}
         self._unconfirmed: dict[str, list[_Held]] = {}
         self._asked: dict[str, list[_Held]] = {}

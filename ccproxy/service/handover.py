@@ -49,7 +49,7 @@ STATE, CONNECTIONS = "state", "-"
 #: Seconds that the manager may take to read all that it is told: it looks for each new descriptor
 #: among all that it has.
 SETTLE_TIMEOUT = 30.0
-#: Seconds that it may take to read that there is another journal. Nobody is served meanwhile.
+#: Seconds that the manager may take to accept the new journal. No client is served meanwhile.
 RESUME_TIMEOUT = 5.0
 
 

@@ -45,7 +45,7 @@ LEAST_REWRITTEN = 4 << 20
 #: Seconds between two looks at how much the sessions hold.
 HELD_INTERVAL = 0.25
 
-#: Seconds until a journal that has failed is begun anew; each failure soon after doubles them.
+#: Seconds until a failed journal is started again; each failure soon after doubles them.
 MIN_RETRY = 1.0
 MAX_RETRY = 60.0
 
@@ -200,7 +200,7 @@ class Journal:
 
     def _try(self, step: Callable[..., object], *args: object) -> bool:
         """
-        Do something that writes. If it fails, nothing is written until the journal is begun anew.
+        Run a step that writes. If it fails, write nothing until the journal is started again.
 
         @return: whether it succeeded.
         """
@@ -213,7 +213,7 @@ class Journal:
 
     def _fail(self) -> None:
         """
-        Discard the journal, which is out of date now, and begin it anew later. Until then a crash
+        Discard the journal, which is out of date now, and start it again later. Until then a crash
         ends all connections, and the manager keeps none of them.
         """
         registry, store = self._registry, self._store
@@ -247,7 +247,7 @@ class Journal:
             vm.sendNow()
 
     def _recover(self) -> None:
-        """Begin the journal anew."""
+        """Start the journal again."""
         if self._try(self._open):
             self._log.info("the journal is written again", event="journal-recovered")
 
@@ -367,7 +367,7 @@ class Journal:
                 self._entry(form)
                 os.read(pipe.reading, len(piece) - sent)
                 if gone:
-                    vm.sendNow()  # the transport notes that nobody reads
+                    vm.sendNow()  # the transport notes that the peer has left
                 elif isinstance(control, StreamTransport):
                     control.notifyRoom()
                 return

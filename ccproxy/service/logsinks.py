@@ -50,9 +50,11 @@ class Sink:
 
 class FileWriter:
     """
-    Appends to a file, as C{twistd --logfile} does: when the file has L{ROTATE_SIZE}, it is renamed
-    to FILE.1, which was renamed to FILE.2 before, and so on; and a new file is begun. So it is when
-    somebody else has moved the file. While no new one can be made, the old one goes on.
+    Appends to a file, and rotates it as C{twistd --logfile} does.
+
+    When the file has L{ROTATE_SIZE}, it becomes FILE.1, FILE.1 becomes FILE.2, and so on. Then the
+    writer starts a new file. It also does so when another program has moved the file. While no new
+    file can be made, the writer goes on with the old one.
     """
 
     def __init__(self, path: str) -> None:

@@ -41,7 +41,7 @@ def settlePidFile(twistd: MutableMapping[str, Any]) -> None:
     except OSError:
         return  # There is none, or twistd will say why it cannot be used.
     if content is None or (content.strip() and not content.strip().isdigit()):
-        return  # Somebody else's file. twistd refuses it.
+        return  # The file is not a pid file. twistd refuses it.
     pid = int(content) if content.strip() else 0
     if _isTwistd(pid):
         _log.warn(

@@ -239,8 +239,8 @@ class ProxyService(MultiService):
         self.systemd = SystemdService(self.registry.registry, reactor, os.environ)
         self.pods = Pods(self.registry.registry, self.registry.poller, reactor)
         self.restart = Restart(self, settings, reactor, os.environ, read or (lambda: settings))
-        # The client socket comes after all else that may fail to listen: nobody connects to a
-        # daemon that does not start.
+        # The client socket comes after all else that may fail to listen, so that no client connects
+        # to a daemon that does not start.
         services += [self.pods, *self._admin(), self.listeningService, self.systemd]
         for service in services:
             service.setServiceParent(self)
@@ -353,7 +353,7 @@ class ProxyService(MultiService):
 
     def startService(self) -> None:
         """
-        Serve. Listen first if nobody has called L{privilegedStartService}, as C{twist} does not.
+        Serve. If L{privilegedStartService} was not called, as under C{twist}, listen first.
 
         @raise ccproxy.errors.CCProxyError: as L{privilegedStartService}.
         """

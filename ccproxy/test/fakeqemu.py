@@ -39,7 +39,7 @@ def _serve(listening: socket.socket, opened: bool) -> None:
     while time.monotonic() < deadline:
         connection, _ = listening.accept()
         connection.settimeout(LIFE)
-        # Whoever only looks whether somebody listens here reads nothing.
+        # A peer that only checks for a listener reads nothing.
         with suppress(ConnectionError), connection, connection.makefile("rwb") as lines:
             lines.write(b'{"QMP": {"version": {}}}\n')
             lines.flush()

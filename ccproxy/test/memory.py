@@ -438,7 +438,7 @@ class World:
         self._journal.pop(-1, None)
         self._journal[-1] = writeCounters(self.registry)
         if self.dies:
-            # What runtimes have said is in the journal too, though they are not.
+            # The journal has the commands of runtimes, too, but not the runtimes.
             for client in self.registry.clients:
                 if key := self.keyOf(client._connection):
                     self._used[key] = self.connections[key].offers, client.handled

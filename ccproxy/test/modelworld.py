@@ -157,7 +157,7 @@ class Model:
                 peer.left()
                 peer.line.closed = True
             for call in peer.calls:
-                call.behind = None  # the response was kept, and the exit status is told anew
+                call.behind = None  # the response was kept, and the exit status is sent again
         for guest in self.guests:
             guest.lineIO.died()
             for track in guest.tracks.values():

@@ -139,7 +139,7 @@ class EventTests(SynchronousTestCase):
         self.assertEqual(self.told(ofVM), ["a", "b"])
 
     def test_unknown(self) -> None:
-        """Who wants an event that there is not is told which there are, and does not wait."""
+        """A listener for an unknown event is refused with the list of known events."""
         refusal = self.assertRaises(Refused, self.events.listen, "vm-lost,nosuch")
         self.assertEqual(refusal.status, 400)
         self.assertRegex(str(refusal), "^no event is called 'nosuch'; there are: .* vm-lost, ")

@@ -64,7 +64,7 @@ class ProcessTests(AgentTestCase):
         self.assertEqual(self.io.got, [(3, b"out\n"), (3, b"")])
 
     async def test_reapedByAnother(self) -> None:
-        """A process whose status somebody else has taken does not count as a success."""
+        """A process that another part of the program has reaped does not count as a success."""
         await self.boot()
         await self.run_("echo $$; exec sleep 60")
         await self.printed(b"\n")
@@ -105,7 +105,7 @@ class ProcessTests(AgentTestCase):
         await self.printed(b"got it", 5)
 
     async def test_groups(self) -> None:
-        """What is not meant for a single process reaches the children of a shell as well."""
+        """Signals for a process group reach the children of a shell as well."""
         for dialect in (CC, H0, H1):
             for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGPIPE):
                 await self.boot(dialect)

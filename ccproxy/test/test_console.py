@@ -57,7 +57,7 @@ class RingTests(SynchronousTestCase):
         self.assertEqual(ring.wholeSince(0)[1], len(said))
 
     def test_noCharacters(self) -> None:
-        """What is no UTF-8 is whole as it is; at the end, so is what is left of a character."""
+        """Bytes that are not UTF-8 count as whole; at the end, a part of a character does, too."""
         for said in (b"\x80" * 9, b"\xff" * 9, b"caf\xe9 x", b"\xc3\xa9\x80\x80\x80"):
             ring = ConsoleRing(20)
             ring.add(memoryview(said))

@@ -173,7 +173,7 @@ class EventTests(SynchronousTestCase):
 
     @given(STATUSES)
     def test_noStatus(self, status: bytes) -> None:
-        """What is no integer from 0 to 255 becomes 255, never success, and ends the wait."""
+        """A status other than an integer from 0 to 255 becomes 255 and ends the wait."""
         for process in (b'"3"', b"null", b'"(null)"'):
             self.setUp()
             told = b"" if status == b"" else b',"status":' + status

@@ -49,7 +49,7 @@ _SIGKILL, _SIGWINCH = 9, 28
 
 
 class Surprise(Exception):
-    """An exception that nobody expects."""
+    """An unexpected exception."""
 
 
 class Surprising:
@@ -133,7 +133,7 @@ class Peer:
             self.client.send(opcode, payload)
 
     def frames(self) -> list[Frame]:
-        """What has come since the last time."""
+        """Frames that came since the last time."""
         frames = self.client.frames()
         self.answered += sum(frame.type is Type.RESPONSE for frame in frames)
         self.got += frames
@@ -232,7 +232,7 @@ class Stage:
             while not agent.control.closed and agent.commands():
                 agent.ack()
 
-    # What holds in the end.
+    # Check the state at the end.
 
     def verify(self, surprised: bool) -> None:
         """Check all that must hold after the scenario."""
@@ -618,7 +618,7 @@ class FailureTests(SynchronousTestCase):
                 break
 
     def test_sane(self) -> None:
-        """Where nothing is wrong, a repair changes nothing."""
+        """A repair changes nothing if nothing is wrong."""
         world = busyWorld()
         before = write(world.registry, id)
         repair(world.registry)

@@ -405,7 +405,7 @@ class CrashTests(SynchronousTestCase):
         self.assertEqual(agent.stdin(), [(3, b"")])
 
     def test_deadlines(self) -> None:
-        """Deadlines go on over crashes: they do not begin anew with each process."""
+        """Deadlines go on over crashes: they do not restart with each process."""
 
         def lost(world: World) -> Any:
             agent, _, _ = world.register()
@@ -545,11 +545,11 @@ class CrashTests(SynchronousTestCase):
 
 
 class SalvageTests(SynchronousTestCase):
-    """A state of which a part cannot be restored."""
+    """A state that can be restored only in part."""
 
     def poisoned(self, poison: Any) -> tuple[World, list[Any]]:
         """
-        A world with three VMs of which one has been spoiled.
+        A world with three VMs, one of them spoiled.
 
         @param poison: does so, given its agent, the session of its process and the process's shim.
         @return: it, and agent, runtime, shim and token of each VM.

@@ -43,7 +43,7 @@ PRINTING = {
 
 
 def redirected(words: list[str], redirection: str) -> list[str]:
-    """A command line by which a shell starts a program so."""
+    """A command line with which a shell starts a program with this redirection."""
     return ["sh", "-c", f'"$@" {redirection}', "sh", *words]
 
 

@@ -48,7 +48,7 @@ from .sockets import RecordingProtocol
 
 #: More connections and bytes than a poller or a reactor deals with in one round.
 MANY, MUCH = 100, 150_000
-#: Who uses a reactor's own timers, for intervals and for work that is put off.
+#: Functions that use a reactor's own timers, for intervals and for postponed work.
 INTERVALS = {
     "agent/guest.py": "end",
     "agent/guestports.py": "_look",
@@ -177,7 +177,7 @@ class HeldUpTests(SynchronousTestCase):
         self.underEach(check)
 
     def test_reactors(self) -> None:
-        """What the reactor itself reads counts as well: a connection that waits, and its input."""
+        """Input that the reactor itself reads counts as well: a pending connection and its data."""
 
         def check(poller: Poller) -> None:
             received: list[bytes] = []
@@ -222,7 +222,7 @@ class DeadlinesTests(SynchronousTestCase):
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_met(self) -> None:
-        """What is cancelled, or put off, while the input is read is not called."""
+        """A call that is cancelled or delayed while the input is read does not happen."""
         met = self.clock.callLater(1, self.calls.append, "met")
         later = self.clock.callLater(1, self.calls.append, "later")
         self.reactor.callLater(1, met.cancel)
@@ -233,7 +233,7 @@ class DeadlinesTests(SynchronousTestCase):
         self.assertEqual(self.calls, ["later"])
 
     def test_dueMeanwhile(self) -> None:
-        """What falls due while input is read for another waits for its own reading."""
+        """A call that falls due while input is read for another waits for its own round."""
         poller = Busy(self.reactor, 0.01)
         clock = Deadlines(self.reactor, poller)
         for delay in (1, 1 + 0.01 * MIN_ROUNDS):
@@ -321,7 +321,7 @@ class Busy:
 
 
 class BlockingTests(SynchronousTestCase):
-    """What waits without a reactor, in a process that is held up until its time is over."""
+    """Waits without a reactor, in a process that is held up past the deadline."""
 
     def setUp(self) -> None:
         folder = tempfile.mkdtemp()

@@ -40,7 +40,7 @@ class JoinTests(SynchronousTestCase):
         self.patch(joining, "MARGIN", 0.0)
 
     def newAdmin(self) -> None:
-        """Make the daemon's admin socket, to which nobody has connected yet."""
+        """Make the daemon's admin socket, without connections."""
         self.admin = self.bound(os.path.join(self.folder, f"admin{time.monotonic_ns()}"))
         self.admin.socket.setblocking(True)
 
@@ -126,7 +126,7 @@ class JoinTests(SynchronousTestCase):
         self.assertEqual(inodes, [inodeOf(self.listening.socket.fileno())] * 3)
 
     def test_revoked(self) -> None:
-        """A socket that a daemon may have taken can be taken back, which leaves it to nobody."""
+        """A socket that a daemon may have taken can be revoked: then no process serves it."""
         for answer, given in ((b"", True), (b"HTTP/1.1 409 Conflict\r\n\r\n", False)):
             self.refused(answer)
             self.assertIs(self.problem.given, given)

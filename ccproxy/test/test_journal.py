@@ -135,7 +135,7 @@ class DamageTests(SynchronousTestCase):
 
 
 class FaultTests(SocketCase):
-    """System calls that fail: nobody notices, and the journal is begun anew."""
+    """If a system call fails, clients and agents go on and the journal starts again."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -197,7 +197,7 @@ class FaultTests(SocketCase):
         return [*read(os.pread(self.journal._file, size, 0)).values()]
 
     def events(self) -> list[str]:
-        """What the log says about the journal."""
+        """Log events about the journal."""
         return [e["event"] for e in self.logged if str(e.get("event")).startswith("journal-")]
 
     def watch(self) -> None:
@@ -214,7 +214,7 @@ class FaultTests(SocketCase):
         self.assertEqual((self.written(), self.events()), (["vm"], []))
 
     def test_writeFails(self) -> None:
-        """Whichever write fails: the daemon goes on, and the journal is begun anew."""
+        """Whichever write fails, the daemon goes on and the journal starts again."""
         for at in range(1000):
             write, calls = os.write, [0]
 
@@ -275,7 +275,7 @@ class FaultTests(SocketCase):
         self.assertEqual(self.written(), ["vm"])
 
     def test_heldForgotten(self) -> None:
-        """What a VM that is gone has held is not remembered."""
+        """The journal forgets the held bytes of a VM that is gone."""
         session = SimpleNamespace(output=SimpleNamespace(held=5), stdin=SimpleNamespace(size=0))
         vms = [SimpleNamespace(serial=7, processes=SimpleNamespace(sessions=[session]))]
         self.patch(Registry, "allVMs", property(lambda registry: vms))

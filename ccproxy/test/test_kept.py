@@ -437,8 +437,8 @@ class RestartTests(SynchronousTestCase):
 
     def test_keptFirst(self) -> None:
         """
-        Nobody is served before the manager has this process's journal: if it died earlier, the
-        state of the process before would count.
+        No client is served before the manager has this process's journal: if the process died
+        earlier, the state of the process before would count.
         """
         world = World()
         around: Any = SimpleNamespace(

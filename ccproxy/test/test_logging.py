@@ -222,7 +222,7 @@ class TokenTests(SynchronousTestCase):
             self.assertNotIn(bare[at : at + 7].casefold(), log)
 
     def test_noToken(self) -> None:
-        """What is no token stays: shorter, of few characters, or a long name."""
+        """Text that is no token stays: shorter text, repeated characters, long names."""
         logged = Logged()
         for text in (
             "x" * 42 + "=", "x" * 100, "-" * 80, "0123456789abcdef" * 4, "ABCDEF01" * 5,

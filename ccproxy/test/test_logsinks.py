@@ -125,7 +125,7 @@ class FileTests(SynchronousTestCase):
         self.patch(logsinks, "ROTATE_SIZE", 10)
 
     def files(self) -> dict[str, str]:
-        """What is in the files."""
+        """The contents of the files."""
         return {path.name: path.read_text() for path in sorted(self.folder.glob("log*"))}
 
     def test_rotation(self) -> None:
@@ -146,7 +146,7 @@ class FileTests(SynchronousTestCase):
         self.assertEqual(self.path.stat().st_mode & 0o777, 0o640)
 
     def test_moved(self) -> None:
-        """Who moves the file, as logrotate does, gets a new one."""
+        """If the file is moved, as by logrotate, a new one is started."""
         write = FileWriter(str(self.path))
         write(b"one\n")
         self.path.rename(self.folder / "log-old")

@@ -111,7 +111,7 @@ class UseTests(SynchronousTestCase):
     """The source of the package, without its tests."""
 
     def found(self, names: set[str]) -> set[tuple[str, str, str]]:
-        """Where these names are used: the module, the function and the name."""
+        """Return the uses of these names: the module, the function and the name."""
         package = Path(ccproxy.__file__).parent
         uses = set()
         for path in sorted(package.rglob("*.py")):

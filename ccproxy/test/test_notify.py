@@ -214,7 +214,7 @@ class NotifierTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_room(self) -> None:
-        """Who has been refused is asked again when the manager takes something, after the texts."""
+        """After a refusal, offers go on as soon as the manager reads, after the texts."""
         sent: list[bool] = []
 
         def send() -> bool:

@@ -233,7 +233,7 @@ class OptionsTests(SynchronousTestCase):
             self.assertIn(value.removeprefix("drop-after="), str(error))
 
     def test_notUTF8(self) -> None:
-        """What clients are told must be UTF-8; an error shows the bytes that are not."""
+        """Text for clients must be UTF-8; an error shows the bytes that are not."""
         for option in ("socket-path", "admin-socket", "embedded-vm"):
             with self.assertRaisesRegex(UsageError, rf"^--{option}: .*caf\\udce9' is not UTF-8"):
                 parsed(f"--{option}=/caf\udce9")

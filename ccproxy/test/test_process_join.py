@@ -25,7 +25,7 @@ PODS = 10
 
 
 def waitingAt(path: str) -> bool:
-    """Whether somebody has connected to a socket that does not accept."""
+    """Return whether a connection is pending on a socket that does not accept."""
     sockets = Path("/proc/net/unix").read_text().splitlines()
     # The listening one is in state 01 and has flags; a connection that waits has the path, too.
     return sum(line.endswith(f" {path}") for line in sockets) > 1

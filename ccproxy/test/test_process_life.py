@@ -250,7 +250,7 @@ class InheritedSocketTests(DaemonTestCase):
         self.assertTrue(os.path.exists(path))
 
     def test_noOtherPath(self) -> None:
-        """P17: the path that was asked for, where somebody else may listen, is used for nothing."""
+        """P17: the configured path, where another process may listen, is used for nothing."""
         daemon = Daemon.byTwistd("--embedded-vm=inside", "--log-level=debug")
         with socket.socket(socket.AF_UNIX) as other:
             other.bind(daemon.path)
@@ -275,7 +275,7 @@ class InheritedSocketTests(DaemonTestCase):
         self.assertIn(f"listening on unix://{path}", daemon.log())
 
     def test_noAdminBeside(self) -> None:
-        """Where no admin socket can stand beside the passed one, the usual one serves."""
+        """If no admin socket can be made beside the passed one, the default path is used."""
         daemon = Daemon()
         name = "x" * (105 - len(daemon.directory))
         self.launched(1, daemon=daemon, name=name)

@@ -1,5 +1,5 @@
 """
-What is made of a checkout: the source archive, the wheel, an editable installation.
+Products of a checkout: the source archive, the wheel, an editable installation.
 """
 
 from __future__ import annotations

@@ -417,7 +417,7 @@ class SupervisorTests(DaemonTestCase):
         self.assertIn("cannot run /no/such/daemon", daemon.log())
 
     def test_full(self) -> None:
-        """What does not fit is said; a restart that would lose connections does not happen."""
+        """A full store is logged; a restart that would lose connections does not happen."""
         daemon = self.cleared(supervised())
         daemon.arguments.insert(daemon.arguments.index("supervise") + 1, "--capacity=3")
         daemon.start()
@@ -431,7 +431,7 @@ class SupervisorTests(DaemonTestCase):
         self.assertEqual(daemon.child, before)
         process.say(b"goes on")
         self.assertEqual(process.shim.output(Stream.STDOUT, 7), b"goes on")
-        # What the daemon itself is told insists.
+        # A signal to the daemon itself insists.
         os.kill(before, signal.SIGTERM)
         self.assertEqual(daemon.wait(), 0)
         self.assertIn("event=stopped", daemon.log())
@@ -491,7 +491,7 @@ class SupervisorTests(DaemonTestCase):
         self.assertEqual(process.shim.output(Stream.STDOUT, 7), b"goes on")
 
     def isServed(self, client: BlockingClient) -> bool:
-        """Whether a client's commands are answered; else it was turned away."""
+        """Return whether a client's commands are answered; else it was turned away."""
         try:
             client.probe()
         except (AssertionError, OSError):
@@ -532,7 +532,7 @@ class SupervisorTests(DaemonTestCase):
         os.close(nowhere)
 
     def another(self, daemon: Daemon, before: int) -> bool:
-        """Whether a daemon serves that is not the one before."""
+        """Return whether a daemon other than the one before serves."""
         try:
             return Admin(f"{daemon.path}.admin").get("/v1/status")["pid"] != before  # type: ignore[no-any-return]
         except (AssertionError, OSError, ValueError):
@@ -721,8 +721,8 @@ class CrashTests(RestartCase):
 
     def test_cannotWrite(self) -> None:
         """
-        A journal that cannot be written stops nothing. It is begun anew once it can be, and the
-        next crash costs nothing either.
+        A journal that cannot be written stops nothing. It starts again as soon as it can be
+        written, and the next crash costs nothing either.
         """
         vm = self.vm(self.daemon, 2)
         supervisor = self.daemon.pid

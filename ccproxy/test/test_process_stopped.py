@@ -173,7 +173,7 @@ class DaemonTests(DaemonTestCase):
         self.takesAll(process, process.shim, saying)
 
     def takesAll(self, process: Running, shim: BlockingClient, saying: threading.Thread) -> None:
-        """Take what the process writes, of which nothing is lost."""
+        """Receive all that the process writes."""
 
         def end() -> None:
             saying.join()

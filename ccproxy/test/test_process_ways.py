@@ -137,7 +137,7 @@ class TwistTests(WayTestCase):
         self.assertIn(" debug ", log)
 
     def test_cannotStart(self) -> None:
-        """What prevents the start is one line, and the exit status is 1."""
+        """A failed start reports one line, and the exit status is 1."""
         first = self.cleared(Daemon()).start()
         second = self.daemon(*script("twist"), "ccproxy", "--socket-path", first.path)
         second.spawn()
@@ -221,7 +221,7 @@ class TwistdTests(WayTestCase):
         self.assertIn(f"cannot start: cannot listen on {first.path}: another daemon", error)
 
     def test_nobodyGetsThrough(self) -> None:
-        """Nobody connects to a daemon that cannot serve all that was asked for."""
+        """No client connects to a daemon that cannot serve all that was asked for."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             address = f"127.0.0.1:{taken.getsockname()[1]}"
             for option in (f"--metrics-address={address}", "--admin-socket=/proc/none/admin"):
@@ -266,7 +266,7 @@ class PidFileTests(WayTestCase):
         return not os.path.exists(daemon.path)
 
     def test_living(self) -> None:
-        """That of another twistd which lives is left to it."""
+        """The pid file of another living twistd stays."""
         first = self.daemon(*script("twistd"), "-n", "--pidfile=both.pid", *OPTIONS)
         pid = self.start(first)
         path = Path(first.directory, "both.pid")

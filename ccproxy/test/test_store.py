@@ -219,7 +219,7 @@ class StoreTests(SynchronousTestCase):
         self.assertEqual((set(held), store.size), (set(store.kept), 251))
 
     def test_confirmed(self) -> None:
-        """What the manager has not read is offered again, and what it has read is not."""
+        """The store offers descriptors again unless the manager has confirmed them."""
         store = self.store()
         store.keep("a", [0])
         first = self.manager.recv(100)  # with its descriptor, which so is lost

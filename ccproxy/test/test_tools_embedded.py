@@ -183,7 +183,7 @@ class CCTests(EmbeddedTestCase):
         shell.sendline("fg")
         shell.sendline("echo in''side; (exit 7)")
         shell.expect_exact("inside\r\n<7>")
-        # What is typed is not echoed twice: the terminal in front is raw.
+        # Typed text is not echoed twice: the terminal in front is raw.
         shell.sendline("exit 3")
         shell.expect_exact("[3]")
         shell.sendline('test "$before" = "$(stty -g)"; echo same-$?')

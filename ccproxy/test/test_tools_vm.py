@@ -80,7 +80,7 @@ class ImageTests(SynchronousTestCase):
         self.assertEqual(first.read_bytes(), content)
 
     def test_changed(self) -> None:
-        """What is in it makes another one. Of the others only the newest two stay."""
+        """Other contents make another image. Of the other images only the newest two stay."""
         images = []
         for number in range(5):
             (self.cache / "guest" / "modules" / "00-virtio.ko").write_bytes(b"%d" % number)

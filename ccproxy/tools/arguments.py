@@ -67,7 +67,7 @@ def seconds(least: float, most: float = 86400.0) -> Callable[[str], float]:
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
-    """What makes a whole number of a text, for argparse."""
+    """Return a converter from a text to a whole number, for argparse."""
 
     def convert(text: str) -> int:
         if not text.isascii() or not text.isdecimal() or len(text) > len(str(most)):

@@ -85,7 +85,7 @@ def _guard(pipe: int) -> None:
         said += data
     if said.endswith(_DISMISSED):
         return
-    # Where it is not raw, it was never made so, or a shell has taken it back.
+    # If the terminal is not raw, it never was, or a shell has taken it back.
     if terminal is not None and terminal.isRaw():
         terminal.restore()
     if said:

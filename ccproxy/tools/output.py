@@ -1,8 +1,9 @@
 """
-What the commands print.
+The output of the commands.
 
-A stdout that is full or closed is an error of one line, and one whose reader has left is a status.
-A stderr that cannot be written changes nothing, as nobody can be told.
+If stdout is full or closed, a command reports one line and fails. If the reader of stdout has
+left, the command only ends with the status L{NO_READER}. If stderr cannot be written, the command
+goes on.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class OutputError(CCProxyError):
 
 
 class NoReader(OutputError):
-    """What reads stdout has left, which is no news to anybody."""
+    """The reader of stdout has left. That needs no message."""
 
     status = NO_READER
 

@@ -18,7 +18,7 @@ from .asking import ask, askingParser, show
 
 #: Seconds between two looks whether the daemon listens.
 LOOK = 0.1
-#: Seconds to wait for the process to exit once it serves nobody: it may still write its log.
+#: Seconds to wait for the process to exit once it has closed its sockets: it may still log.
 EXIT_TIMEOUT = 2.0
 #: Seconds in which a socket gives what has come already.
 _AT_ONCE = 0.001
@@ -83,7 +83,7 @@ async def stop(client: AdminClient, timeout: float) -> None:
 
 
 def _connect(path: str) -> socket.socket | None:
-    """Connect to the admin socket; return L{None} if nobody listens there."""
+    """Connect to the admin socket. Return L{None} if no process listens there."""
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(ANSWER_TIMEOUT)
     try:

@@ -89,7 +89,7 @@ class AdminService(Service):
         if settings.metricsAddress is not None:
             self._listenTCP(settings.metricsAddress)
         client = self._registry.url.removeprefix("unix://") or settings.socketPath
-        # Where the daemon may make none beside a socket that was passed, the usual one serves.
+        # If the daemon may not make a socket beside one that was passed, use the default path.
         for path in dict.fromkeys([settings.adminPathBeside(client), settings.adminPath]):
             if path is None:
                 break

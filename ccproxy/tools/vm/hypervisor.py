@@ -220,7 +220,7 @@ class VM:
         return pid if os.fsencode(self.folder / "pid") in command.split(b"\0") else 0
 
     def isRunning(self) -> bool:
-        """Whether QEMU runs it, be it in another PID namespace, where we do not see its process."""
+        """Return whether QEMU runs it, even hidden in another PID namespace."""
         if self.pid():
             return True
         with socket.socket(socket.AF_UNIX) as probe:

@@ -43,7 +43,7 @@ for name, module in sorted(sys.modules.items()):
         found.append((spec.name, path, spec.submodule_search_locations is not None))
 print(json.dumps(found))
 """
-#: Images that are not ours and are kept: somebody else may be about to boot one of the newest.
+#: Other images that are kept: another process may be about to boot one of the newest.
 MAX_OTHERS = 2
 _PYTHON = "usr/bin/python3"
 _INIT = """#!/usr/bin/python3 -ISBu
