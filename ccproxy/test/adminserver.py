@@ -78,11 +78,6 @@ class AdminServer:
 
             protocol_version = "HTTP/1.1"
 
-            def setup(self) -> None:
-                """It begins."""
-                super().setup()
-                outer.connections.append(self.connection)
-
             def log_message(self, *args: object) -> None:
                 """There is no log."""
 
@@ -99,6 +94,11 @@ class AdminServer:
             daemon_threads = True
             block_on_close = False
             request_queue_size = 16
+
+            def process_request(self, request: Any, client_address: object) -> None:
+                """Know the connection before any later one is answered."""
+                outer.connections.append(request)
+                super().process_request(request, client_address)
 
             def handle_error(self, request: object, client_address: object) -> None:
                 """A client that leaves early is none of our business."""
