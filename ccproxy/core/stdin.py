@@ -136,13 +136,15 @@ class StdinScheduler:
     The sessions of one VM that have stdin to send.
 
     @ivar turns: those sessions, the next one first.
+    @ivar resting: the sessions of the messages that the channel's socket has not taken.
     """
 
-    __slots__ = ("_mustDrain", "_rest", "_sent", "_vm", "_waiting", "turns")
+    __slots__ = ("_mustDrain", "_rest", "_sent", "_vm", "_waiting", "resting", "turns")
 
     def __init__(self, vm: VM) -> None:
         self._vm = vm
         self._rest = b""
+        self.resting: set[Session] = set()
         #: What was written since the channel's socket was last seen empty.
         self._sent = 0
         #: It must have been emptied before more is written.
@@ -190,6 +192,9 @@ class StdinScheduler:
                 self._rest = self._rest[io.send([self._rest]) :]
                 if self._rest:
                     return
+                resting, self.resting = self.resting, set()
+                for session in resting:
+                    session.stdinTaken()
             elif not self._mustDrain and self._sent + TURN <= WINDOW:
                 self._send(io)
             elif io.unsent():
@@ -216,10 +221,12 @@ class StdinScheduler:
             if dialect is Dialect.UNKNOWN or (dialect is Dialect.CC and size < TURN):
                 self._mustDrain = True
         taken = io.send(buffers)
-        if taken < total:
-            self._rest = b"".join(buffers)[taken:]
         self._sent += total
         self._vm.traffic.inBytes += total
+        if taken < total:
+            self._rest = b"".join(buffers)[taken:]
+            self.resting = touched
+            return
         for session in touched:
             session.stdinTaken()
 

@@ -255,7 +255,7 @@ class _Writer:
         name = (session.container, session.process)
         pieces = list(stdin._pieces)
         if self._only is not None:
-            pieces = pieces[-1:] if stdin.ended and pieces else []  # its end
+            pieces = [b""] if _endWaits(session) else []
         return SessionForm(
             vm=self._vms.place(session.vm),
             stdio=session.stdio,
@@ -338,9 +338,9 @@ class _Writer:
                 for start, wait in vm.starts._parked.items()
             ],
             turns=self._sessions.all(
-                each
-                for each in stdin.turns
-                if self._only is None or (each.stdin.ended and each.stdin)
+                stdin.turns
+                if self._only is None
+                else filter(_endWaits, dict.fromkeys([*stdin.turns, *stdin.resting]))
             ),
             rest=stdin._rest if self._only is None else b"",
             flow=self._flow(vm.flow),
@@ -364,6 +364,11 @@ class _Writer:
             due=None if left is None else due,  # type: ignore[arg-type]
             dueIn=left or 0.0,
         )
+
+
+def _endWaits(session: Session) -> bool:
+    """Return whether the end of a process's stdin has come, and was not sent to its agent."""
+    return session.stdin.ended and (bool(session.stdin) or session in session.vm.stdin.resting)
 
 
 def _outlet(outlet: Outlet) -> OutletForm:

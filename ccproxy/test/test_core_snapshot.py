@@ -404,6 +404,21 @@ class CrashTests(SynchronousTestCase):
         agent.io.drain()
         self.assertEqual(agent.stdin(), [(3, b"")])
 
+    def test_endNotTaken(self) -> None:
+        """An end of stdin that the channel's socket had not taken is sent after a crash."""
+        world = World(Dialect.HYPERSTART0, journal=True)
+        agent, runtime, tokens = world.register(streams=1)
+        shim = world.process(agent, runtime, tokens[0])
+        agent.io.room = 0
+        shim.stream(Stream.STDIN, b"")
+        world.crash()
+        agent.io.makeRoom()
+        agent.io.drain()
+        self.assertEqual(agent.stdin(), [(3, b"")])
+        world.crash()
+        agent.io.drain()
+        self.assertEqual(agent.stdin(), [])
+
     def test_deadlines(self) -> None:
         """Deadlines go on over crashes: they do not restart with each process."""
 
@@ -685,7 +700,7 @@ class CompletenessTests(SynchronousTestCase):
         Outlet: "_blocks _budget _connection _gone _offset kept size",
         Output: "_budget dropped dropping pending pendingSize shim",
         StdinQueue: "_budget _offset _pieces ended scheduled size",
-        StdinScheduler: "_mustDrain _rest _sent _vm _waiting turns",
+        StdinScheduler: "_mustDrain _rest _sent _vm _waiting resting turns",
         Session: "vm stdio created token state start kind container process terminal status killed"
         " output stdin held _claimed _acked _sawEnd _exitQueued _closeAfter _exitWait _endWait"
         " crashLoss",
