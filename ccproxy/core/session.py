@@ -449,7 +449,10 @@ class Session:
             self.vm.stdin.add(self)
 
     def stdinTaken(self) -> None:
-        """Note that stdin was sent: the shim may be read again."""
+        """
+        Note that stdin was given to the channel's socket: the shim may be read again. If the socket
+        had no room for it, this is called once more when it has taken it.
+        """
         if self.stdin.ended and not self.stdin:
             # After a crash its end is not sent a second time.
             self.vm.registry.changed(self.vm)

@@ -225,8 +225,7 @@ class StdinScheduler:
         self._vm.traffic.inBytes += total
         if taken < total:
             self._rest = b"".join(buffers)[taken:]
-            self.resting = touched
-            return
+            self.resting = set(touched)
         for session in touched:
             session.stdinTaken()
 
