@@ -159,7 +159,7 @@ docs: $(VENV)/.docs
 	@echo "docs/_build/index.html"
 
 man: $(VENV)/.installed
-	@"$(BIN)/python" -m ccproxy.tools.manpages docs/_build/man
+	@"$(BIN)/python" -m ccproxy.ctl.manpages docs/_build/man
 	@echo "man -l docs/_build/man/man1/ccproxyctl.1"
 
 # No machine's KSM is for trying things out.

@@ -1,9 +1,8 @@
 """
 ccproxy: the proxy between container runtimes and the agents inside lightweight VMs.
 
-The rooms of the package, from the pure inside to the outside world, are described in
-C{docs/architecture}: L{ccproxy.wire}, L{ccproxy.core}, L{ccproxy.net}, L{ccproxy.agent},
-L{ccproxy.service} and L{ccproxy.tools}.
+Each folder of the package has one concern and imports only from folders above it in the list of
+C{docs/architecture}.
 """
 
 from __future__ import annotations

@@ -13,20 +13,20 @@ from typing import Any
 import attrs
 from twisted.internet.task import Clock
 
+from ccproxy.admin.events import Events
+from ccproxy.admin.health import Health
+from ccproxy.admin.looplag import LoopLag
+from ccproxy.admin.metrics import DaemonCollector
+from ccproxy.admin.openapi import document
+from ccproxy.admin.routes import ROUTES
+from ccproxy.config.settings import optionName
 from ccproxy.core import states
 from ccproxy.core.limits import Limits
 from ccproxy.core.registry import Registry
-from ccproxy.service.admin.events import Events
-from ccproxy.service.admin.health import Health
-from ccproxy.service.admin.looplag import LoopLag
-from ccproxy.service.admin.metrics import DaemonCollector
-from ccproxy.service.admin.openapi import document
-from ccproxy.service.admin.routes import ROUTES
+from ccproxy.ctl import ccproxyctl
+from ccproxy.ctl.asking import STATUSES
+from ccproxy.ctl.manpages import daemonOptions
 from ccproxy.service.ccproxy_command import FLAGS
-from ccproxy.service.settings import optionName
-from ccproxy.tools import ccproxyctl
-from ccproxy.tools.asking import STATUSES
-from ccproxy.tools.manpages import daemonOptions
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], widths: str = "auto") -> str:

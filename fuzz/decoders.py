@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 from msgspec import UNSET, Raw
 from twisted.logger import Logger
 
+from ccproxy.config.goflags import FlagError, HelpWanted, parseFlags, usage
+from ccproxy.config.settings import Settings
 from ccproxy.core.relocation import StartData
 from ccproxy.errors import BadPayload, RemoteProtocolError, RequestError
+from ccproxy.log.daemonlog import DaemonLog
+from ccproxy.log.formats import FORMATS, asLine
+from ccproxy.log.sinks import Sink
 from ccproxy.service.ccproxy_command import FLAGS
-from ccproxy.service.goflags import FlagError, HelpWanted, parseFlags, usage
-from ccproxy.service.logformats import FORMATS, asLine
-from ccproxy.service.logging import DaemonLog
-from ccproxy.service.logsinks import Sink
-from ccproxy.service.settings import Settings
 from ccproxy.wire import payloads
 from ccproxy.wire.codes import Dialect, Stream, hyperCode
 from ccproxy.wire.decoder import StreamDecoder, Unit

@@ -120,9 +120,9 @@ def install(places: Places, python: str, wheel: str) -> None:
         write(places.now(path), source.read_text().replace("@lib@", str(places.tree)))
     inside = places.now(places.tree / "bin/python")
     for shell, place in COMPLETIONS.items():
-        text = run(inside, "-I", "-m", "ccproxy.tools.ccproxyctl", "completion", shell)
+        text = run(inside, "-I", "-m", "ccproxy.ctl.ccproxyctl", "completion", shell)
         write(places.now(places.prefix / place), text)
-    run(inside, "-I", "-m", "ccproxy.tools.manpages", places.now(places.prefix / MANUAL))
+    run(inside, "-I", "-m", "ccproxy.ctl.manpages", places.now(places.prefix / MANUAL))
     example = places.now(places.example)
     if not example.exists():
         write(example, (ROOT / "contrib/ccproxy.toml").read_text())

@@ -1,6 +1,6 @@
 """
 The agent as the first process of a VM: C{/init} of the initramfs that
-L{ccproxy.tools.vm.image} builds.
+L{ccproxy.vm.image} builds.
 
 It makes the guest ready, opens the two virtio-serial ports, and is the agent of dialect cc from
 then on. A file C{/agent} in the initramfs takes its place once the guest is ready.

@@ -1,1 +1,1 @@
-"""The daemon: services and their ordered stop, the two command lines, settings and the log."""
+"""The daemon: its services and their ordered stop, pods, KSM, and its two command lines."""

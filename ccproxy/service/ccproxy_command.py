@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..config.file import DEFAULT_FILE, findConfig
+from ..config.goflags import Flag, FlagError, HelpWanted, boolFlag, parseFlags, usage
+from ..config.settings import KSM_MODES, Settings, settingsOf
 from ..errors import CCProxyError
 from ..net.address import DEFAULT_ADMIN_SOCKET, DEFAULT_SOCKET
-from .config import DEFAULT_FILE, findConfig
-from .goflags import Flag, FlagError, HelpWanted, boolFlag, parseFlags, usage
-from .settings import KSM_MODES, Settings, settingsOf
 
 if TYPE_CHECKING:
     from ..net.binding import ListeningSocket
@@ -114,7 +114,7 @@ def settingsFrom(given: Mapping[str, Any], environment: Mapping[str, str]) -> Se
     values = {"log-format": "logfmt", **_options({flag.name: flag.default for flag in FLAGS})}
     path, file = findConfig(given.get("config")), {}
     if path is not None:
-        from .options import configured
+        from ..config.options import configured
 
         file = configured(path, pod=bool(given.get("uri")))
         values |= file
@@ -203,7 +203,7 @@ def _run(
         install()
     from twisted.internet import reactor
 
-    from .logging import beginLogging
+    from ..log.daemonlog import beginLogging
     from .proxy import ProxyService
     from .reload import Reload
     from .running import failingClearly, handleSignals, prepareProcess

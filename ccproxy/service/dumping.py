@@ -73,7 +73,7 @@ def _state(
     registry: Registry, reactor: Any, deadlines: Deadlines
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """What there is: what it is, and its fields."""
-    from .admin import looking
+    from ..admin import looking
 
     yield "counts", _fields(looking.counts(registry))
     yield "limits", _fields(registry.limits)

@@ -18,12 +18,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..agent.service import EmbeddedAgent
+from ..config.settings import Settings
 from ..errors import CCProxyError
 from ..net.binding import credentials
 from ..net.client import ProxyClient
 from ..net.ordinary import attach
 from ..net.polling import Poller
-from .settings import Settings
 
 #: Seconds until the proxy has answered each command of the registration.
 PATIENCE = 10.0

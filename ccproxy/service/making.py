@@ -2,18 +2,19 @@
 What C{twistd} and C{twist} find behind their plugin: the options, and the service that they run.
 
 Only the options are imported before they have been parsed. From the import of this module on the
-signals of L{ccproxy.entry.HELD} are held back. The service releases them when the reactor runs.
+signals of L{ccproxy.service.earlysignals.HELD} are held back. The service releases them when the
+reactor runs.
 """
 
 from __future__ import annotations
 
-from ..entry import hold
+from .earlysignals import hold
 
 hold()
 
 from typing import TYPE_CHECKING  # noqa: E402
 
-from .options import Options  # noqa: E402
+from ..config.options import Options  # noqa: E402
 
 if TYPE_CHECKING:
     from .running import TwistdService

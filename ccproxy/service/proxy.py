@@ -21,27 +21,27 @@ from twisted.logger import Logger, LogLevel
 from twisted import __version__ as twistedVersion
 
 from .. import __version__
+from ..config.settings import Settings
 from ..core.clock import Wait, cancel
 from ..core.registry import Registry
 from ..errors import CCProxyError
+from ..log.daemonlog import DaemonLog
+from ..log.sinks import missingSinks
 from ..net.binding import ListeningSocket, isPassed, isStale
 from ..net.connecting import Connector
 from ..net.listening import UNIXListener
 from ..net.monotonic import useMonotonicTime
 from ..net.polling import Poller
 from ..net.protocols import ProxyFactory
+from ..persist.restart import Restart, stopInTime
 from ..wire.text import checkUTF8
 from .dumping import StateDump
-from .logging import DaemonLog
-from .logsinks import missingSinks
 from .pod import PodService
 from .pods import Pods
-from .restart import Restart, stopInTime
-from .settings import Settings
 from .systemd import SystemdService
 
 if TYPE_CHECKING:
-    from .admin.service import AdminService
+    from ..admin.service import AdminService
 
 #: Seconds between two looks whether anything is under way, while the daemon stops.
 LOOK = 0.02
@@ -263,7 +263,7 @@ class ProxyService(MultiService):
             orphans = OrphanService(registry.registry, settings.orphanAfter)
             services.append(orphans)
         if settings.adminPath is not None or settings.metricsAddress is not None:
-            from .admin.service import AdminService
+            from ..admin.service import AdminService
 
             self.admin = AdminService(
                 settings,

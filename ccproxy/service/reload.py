@@ -14,8 +14,8 @@ from ..core.repair import run
 from ..errors import CCProxyError
 
 if TYPE_CHECKING:
+    from ..config.settings import Settings
     from .proxy import ProxyService
-    from .settings import Settings
 
 
 class Reload:

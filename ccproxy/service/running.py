@@ -24,12 +24,12 @@ from twisted.python.components import Componentized
 from twisted.python.util import gidFromString, uidFromString
 
 from ..errors import CCProxyError
-from .logging import DaemonLog, laterOn
-from .logsinks import FileWriter, Write, sinksOf, standardErrorWriter
-from .logwriter import descriptorWriter
+from ..log.daemonlog import DaemonLog, laterOn
+from ..log.sinks import FileWriter, Write, sinksOf, standardErrorWriter
+from ..log.writer import descriptorWriter
 
 if TYPE_CHECKING:
-    from .settings import Settings
+    from ..config.settings import Settings
 
 _log = Logger()
 

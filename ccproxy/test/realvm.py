@@ -19,7 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.testing.client import BlockingClient, hyperPayload
 from ccproxy.testing.daemon import Daemon, environment, eventually, script
-from ccproxy.tools.vm.image import BUSYBOX
+from ccproxy.vm.image import BUSYBOX
 from ccproxy.wire.codes import Command, Stream
 
 #: Seconds that anything may take in a VM without KVM, beside others.

@@ -18,7 +18,7 @@ from ..interfaces import IConnection, IStreamSink
 from ..net.adapter import SinkProtocol
 from ..net.ordinary import attach
 from ..net.polling import Poller
-from ..service.journal import Journal
+from ..persist.journal import Journal
 
 #: The size of the poller's buffer: less than a socket holds.
 READ_SIZE = 64 << 10

@@ -1,5 +1,5 @@
 """
-Tests for the rest of L{ccproxy.service.admin}: metrics, profiles, consoles, the description.
+Tests for the rest of L{ccproxy.admin}: metrics, profiles, consoles, the description.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel
 from twisted.trial.unittest import SynchronousTestCase
 
+from ..admin import metrics
+from ..admin.api import Api
+from ..admin.calls import Call, Refused
+from ..admin.console import ConsoleFollower
+from ..admin.events import Events
+from ..admin.health import Health
+from ..admin.looplag import LoopLag
+from ..admin.metrics import DaemonCollector, Metrics
+from ..admin.openapi import document
+from ..admin.profiling import Profiler, ProfileRequest
+from ..admin.routes import ROUTES
+from ..config.settings import Settings
 from ..core.console import ConsoleRing
-from ..service.admin import metrics
-from ..service.admin.api import Api
-from ..service.admin.calls import Call, Refused
-from ..service.admin.console import ConsoleFollower
-from ..service.admin.events import Events
-from ..service.admin.health import Health
-from ..service.admin.looplag import LoopLag
-from ..service.admin.metrics import DaemonCollector, Metrics
-from ..service.admin.openapi import document
-from ..service.admin.profiling import Profiler, ProfileRequest
-from ..service.admin.routes import ROUTES
-from ..service.logging import DaemonLog
-from ..service.settings import Settings
+from ..log.daemonlog import DaemonLog
 from ..wire.codes import Command
 from .memory import World
 from .test_admin_events import Outflow
@@ -37,7 +37,7 @@ from .test_admin_events import Outflow
 
 class MetricsTests(SynchronousTestCase):
     """
-    Tests for L{ccproxy.service.admin.metrics}.
+    Tests for L{ccproxy.admin.metrics}.
     """
 
     def setUp(self) -> None:
@@ -301,11 +301,11 @@ class DescriptionTests(SynchronousTestCase):
 
     def test_file(self) -> None:
         """The file is what the routes and views make."""
-        shipped = json.loads((files("ccproxy.service.admin") / "openapi.json").read_text())
+        shipped = json.loads((files("ccproxy.admin") / "openapi.json").read_text())
         self.assertEqual(
             shipped,
             document(),
-            "python -m ccproxy.service.admin.openapi > ccproxy/service/admin/openapi.json",
+            "python -m ccproxy.admin.openapi > ccproxy/admin/openapi.json",
         )
 
     def test_described(self) -> None:

@@ -1,5 +1,5 @@
 """
-Tests for L{ccproxy.service.admin.events}.
+Tests for L{ccproxy.admin.events}.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import ccproxy
 
-from ..service.admin.calls import Refused
-from ..service.admin.events import (
+from ..admin.calls import Refused
+from ..admin.events import (
     ALIVE_INTERVAL,
     MAX_BYTES,
     MAX_EVENTS,
@@ -47,12 +47,12 @@ class Outflow:
         self.finished = False
 
     def write(self, data: bytes) -> None:
-        """See L{ccproxy.service.admin.calls.Outflow.write}."""
+        """See L{ccproxy.admin.calls.Outflow.write}."""
         assert not self.finished
         self.written += data
 
     def finish(self) -> None:
-        """See L{ccproxy.service.admin.calls.Outflow.finish}."""
+        """See L{ccproxy.admin.calls.Outflow.finish}."""
         self.finished = True
 
     def events(self) -> list[tuple[str, Any]]:

@@ -1,5 +1,5 @@
 """
-Tests for L{ccproxy.service.admin.gradual}.
+Tests for L{ccproxy.admin.gradual}.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ..service.admin.calls import Reply
-from ..service.admin.gradual import PER_TURN, LongAnswer, answer, array, members
+from ..admin.calls import Reply
+from ..admin.gradual import PER_TURN, LongAnswer, answer, array, members
 from .test_admin_events import Outflow
 
 

@@ -1,5 +1,5 @@
 """
-Tests for L{ccproxy.service.admin.health}, its L{LoopLag} and L{ccproxy.service.orphans}.
+Tests for L{ccproxy.admin.health}, its L{LoopLag} and L{ccproxy.service.orphans}.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
-from ..service.admin.health import Health
-from ..service.admin.looplag import INTERVAL, REMEMBERED, LoopLag
+from ..admin.health import Health
+from ..admin.looplag import INTERVAL, REMEMBERED, LoopLag
 from ..service.orphans import OrphanService
 from ..wire.codes import Command
 from .memory import World

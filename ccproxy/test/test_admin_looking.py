@@ -1,5 +1,5 @@
 """
-Tests for L{ccproxy.service.admin.looking}.
+Tests for L{ccproxy.admin.looking}.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
+from ..admin import looking
+from ..admin.views import Awaited
 from ..core.states import SessionState, VMState
-from ..service.admin import looking
-from ..service.admin.views import Awaited
 from ..wire.codes import Command, Stream
 from .memory import World, registration, startData
 

@@ -1,5 +1,5 @@
 """
-Tests for L{ccproxy.service.admin.web}.
+Tests for L{ccproxy.admin.web}.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from ..service.admin.calls import Call, Outflow, Refused, Reply, Stream
-from ..service.admin.listening import MAX_CONNECTIONS
-from ..service.admin.web import FAREWELL, IDLE_TIMEOUT, MAX_BODY, AdminSite
+from ..admin.calls import Call, Outflow, Refused, Reply, Stream
+from ..admin.listening import MAX_CONNECTIONS
+from ..admin.web import FAREWELL, IDLE_TIMEOUT, MAX_BODY, AdminSite
 
 
 class EndlessTransport(StringTransport):

@@ -14,9 +14,9 @@ from twisted.internet.task import deferLater
 
 from ccproxy.agent import listening
 from ccproxy.agent.service import EmbeddedAgent
+from ccproxy.config.settings import Settings
 from ccproxy.net.polling import Poller
 from ccproxy.service.embedded import EmbeddedVM
-from ccproxy.service.settings import Settings
 from ccproxy.test.agentdoubles import execcmd
 from ccproxy.test.agenthost import AgentTestCase, reactor
 from ccproxy.wire.codes import ControlCode, Dialect

@@ -1,5 +1,5 @@
 """
-Tests for L{ccproxy.service.config}, and for how command lines use it.
+Tests for L{ccproxy.config.file}, and for how command lines use it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import attrs
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase
 
+from ..config import file as config
+from ..config.file import BadConfig
+from ..config.options import Options
+from ..config.settings import Settings, optionName
 from ..core.limits import Limits
-from ..service import config
+from ..ctl import checkconfig
 from ..service.ccproxy_command import settingsFrom
-from ..service.config import BadConfig
-from ..service.options import Options
-from ..service.settings import Settings, optionName
-from ..tools import checkconfig
 from ..wire.codes import Dialect
 
 

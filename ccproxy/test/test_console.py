@@ -16,7 +16,7 @@ from ..core.console import ConsoleForm, ConsoleRing, resumeConsoles, writeConsol
 from ..net.buffered import IBufferedProtocol
 from ..net.console import LONGEST_LINE, MOST_LINES, Console
 from ..net.ordinary import attach
-from ..service.handover import HandoverForm
+from ..persist.handover import HandoverForm
 from .memory import World
 from .sockets import SocketCase
 

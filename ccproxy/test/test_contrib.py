@@ -16,14 +16,14 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 import ccproxy
 
+from ..admin.events import Events
+from ..admin.health import Health
+from ..admin.looplag import LoopLag
+from ..admin.metrics import DaemonCollector, Metrics
+from ..config.file import DEFAULT_FILE
+from ..log.sinks import JOURNAL, SYSLOG
 from ..net.address import DEFAULT_ADMIN_SOCKET, DEFAULT_SOCKET
-from ..service.admin.events import Events
-from ..service.admin.health import Health
-from ..service.admin.looplag import LoopLag
-from ..service.admin.metrics import DaemonCollector, Metrics
-from ..service.config import DEFAULT_FILE
 from ..service.ksm import KSM_FILES
-from ..service.logsinks import JOURNAL, SYSLOG
 from .memory import World
 
 _METRIC = re.compile(r"\b(?:ccproxy|process)_[a-z_]+\b")

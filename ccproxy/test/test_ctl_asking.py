@@ -20,8 +20,8 @@ from unittest import skipIf
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from ..ctl import adminclient
 from ..testing.daemon import environment, script
-from ..tools import adminclient
 from .adminserver import AdminServer, answering, refusing, streaming
 from .test_ctl_text import EVIL
 
@@ -294,7 +294,7 @@ class FailureTests(AskingTestCase):
     def test_notPermitted(self) -> None:
         os.chmod(self.folder, 0o755)
         os.chmod(self.path, 0o600)
-        code = "import sys; from ccproxy.tools.ccproxyctl import main; sys.exit(main())"
+        code = "import sys; from ccproxy.ctl.ccproxyctl import main; sys.exit(main())"
         words = ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-c", code, "vms"]
         result = subprocess.run(
             words, env=environment(CCPROXY_ADMIN_SOCKET=self.path), check=False, cwd="/",
@@ -363,7 +363,7 @@ class DeadlineTests(SynchronousTestCase):
         server.answers["GET /v1/vms"] = nothing
         server.answers["GET /v1/dump"] = part
         code = (
-            "import sys; from ccproxy.tools import adminclient, ccproxyctl;"
+            "import sys; from ccproxy.ctl import adminclient, ccproxyctl;"
             "adminclient.ANSWER_TIMEOUT = 0.5; sys.exit(ccproxyctl.main())"
         )
         for word in ("vms", "dump"):
@@ -382,7 +382,7 @@ class DeadlineTests(SynchronousTestCase):
         self.addCleanup(server.close)
         server.answers["GET /v1/dump"] = streaming(*[b" " * 1000] * 30)
         code = (
-            "import sys; from ccproxy.tools import adminclient, ccproxyctl;"
+            "import sys; from ccproxy.ctl import adminclient, ccproxyctl;"
             "adminclient.LONGEST_ANSWER = 20000; sys.exit(ccproxyctl.main())"
         )
         result = subprocess.run(

@@ -17,10 +17,10 @@ from unittest import skipIf
 import pexpect
 from twisted.trial.unittest import SynchronousTestCase
 
+from ..ctl import completion
+from ..ctl.commandline import wordsOf
+from ..ctl.shells import SHELLS
 from ..testing.daemon import environment
-from ..tools import completion
-from ..tools.commandline import wordsOf
-from ..tools.shells import SHELLS
 
 TIMEOUT = 60.0
 #: What somebody might call a VM who wants a shell to do something.
@@ -83,11 +83,11 @@ class ScriptTests(SynchronousTestCase):
     def test_lightness(self) -> None:
         """A command imports no other's module, and none a reactor before it is understood."""
         for words, absent in (
-            (["status", "--help"], ["ccproxy.tools.vms", "ccproxy.tools.run", "twisted.web"]),
+            (["status", "--help"], ["ccproxy.ctl.vms", "ccproxy.ctl.run", "twisted.web"]),
             (["completion", "bash"], ["twisted.internet.reactor", "twisted.web"]),
         ):
             code = (
-                "import sys; from ccproxy.tools import ccproxyctl\n"
+                "import sys; from ccproxy.ctl import ccproxyctl\n"
                 f"try: ccproxyctl.main({words})\n"
                 "except SystemExit: pass\n"
                 f"print([name for name in {absent} if name in sys.modules], file=sys.stderr)"

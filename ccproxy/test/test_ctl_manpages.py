@@ -12,12 +12,12 @@ from unittest import skipIf
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from ..config.options import Options
+from ..ctl import completion, manpages
+from ..ctl.asking import STATUSES
+from ..ctl.commandline import wordsOf
+from ..ctl.manpages import Page, escaped
 from ..service.ccproxy_command import FLAGS
-from ..service.options import Options
-from ..tools import completion, manpages
-from ..tools.asking import STATUSES
-from ..tools.commandline import wordsOf
-from ..tools.manpages import Page, escaped
 
 
 class PageTests(SynchronousTestCase):

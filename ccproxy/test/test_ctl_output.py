@@ -8,8 +8,8 @@ import os
 import subprocess
 from collections.abc import Mapping
 
+from ..ctl.ccproxyctl import COMMANDS
 from ..testing.daemon import environment, script
-from ..tools.ccproxyctl import COMMANDS
 from .adminserver import answering, streaming
 from .test_ctl_asking import AskingTestCase
 from .test_tools_embedded import EmbeddedTestCase

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ..service.admin import views
-from ..tools import clients, commands, sessions, status, topview, vms
-from ..tools.adminclient import AdminError
-from ..tools.events import LONGEST_EVENT, EventParser, line
-from ..tools.printable import ConsoleText, cut, printable, width
-from ..tools.tables import Column, grid, member, pairs, plain, quantity, size, span
+from ..admin import views
+from ..ctl import clients, commands, sessions, status, topview, vms
+from ..ctl.adminclient import AdminError
+from ..ctl.events import LONGEST_EVENT, EventParser, line
+from ..ctl.printable import ConsoleText, cut, printable, width
+from ..ctl.tables import Column, grid, member, pairs, plain, quantity, size, span
 
 #: What a hostile guest might call itself.
 EVIL = "a\x1b]0;owned\x07\x9b31m\u202eb\n\ud800"

@@ -41,7 +41,7 @@ from ..net.ordinary import attach
 from ..net.polling import Poller
 from ..net.reactor import LedReactor
 from ..service import join as joining
-from ..tools import guard as guarding
+from ..shim import guard as guarding
 from ..wire.codes import Command, FrameType, Notification, Stream
 from ..wire.frames import encodeFrame
 from .sockets import RecordingProtocol
@@ -59,22 +59,22 @@ INTERVALS = {
     "net/listening.py": "startListening _turnAway",
     "net/notify.py": "_again",
     "net/polling.py": "waitForRest _continueSoon",
-    "net/store.py": "_confirmSoon",
-    "service/admin/api.py": "stop restartDaemon",
-    "service/admin/events.py": "put begin _sayAlive",
-    "service/admin/gradual.py": "_proceed",
-    "service/admin/looplag.py": "start",
-    "service/admin/profiling.py": "start",
-    "service/admin/web.py": "finish",  # with the deadlines of its channel
+    "persist/store.py": "_confirmSoon",
+    "admin/api.py": "stop restartDaemon",
+    "admin/events.py": "put begin _sayAlive",
+    "admin/gradual.py": "_proceed",
+    "admin/looplag.py": "start",
+    "admin/profiling.py": "start",
+    "admin/web.py": "finish",  # with the deadlines of its channel
     "service/dumping.py": "_dump",
     "service/proxy.py": "_look",
     "service/ksm.py": "_enter stopService",  # waits for a thread, whose calls come first
     "service/pod.py": "_unregistered _check",
     "service/pods.py": "startService _check",
     "service/systemd.py": "_live",
-    "tools/attending.py": "_rejoin",  # tries again before it gives up
-    "tools/local.py": "settle",  # waits for a thread, whose calls come first
-    "tools/top.py": "_watch",
+    "shim/attending.py": "_rejoin",  # tries again before it gives up
+    "shim/local.py": "settle",  # waits for a thread, whose calls come first
+    "ctl/top.py": "_watch",
 }
 
 

@@ -9,13 +9,13 @@ from typing import Any
 from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
+from ..config.settings import Settings
+from ..log.daemonlog import DaemonLog
+from ..log.formats import asLine, formatLogfmt
+from ..log.sinks import Sink
 from ..net.deadlines import Deadlines
 from ..service import dumping
 from ..service.dumping import BATCH, PAUSE, StateDump
-from ..service.logformats import asLine, formatLogfmt
-from ..service.logging import DaemonLog
-from ..service.logsinks import Sink
-from ..service.settings import Settings
 from ..wire.codes import Command
 from .memory import World, registration, startData
 from .test_logging import parseLogfmt

@@ -1,5 +1,5 @@
 """
-Tests for L{ccproxy.service.goflags} and L{ccproxy.service.ccproxy_command}.
+Tests for L{ccproxy.config.goflags} and L{ccproxy.service.ccproxy_command}.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from .. import __version__
+from ..config.goflags import Flag, FlagError, HelpWanted, boolFlag, parseFlags, usage
+from ..config.settings import BadSetting, Settings
 from ..net.address import DEFAULT_SOCKET
 from ..service import ccproxy_command
 from ..service.ccproxy_command import FLAGS, main, settingsFrom
-from ..service.goflags import Flag, FlagError, HelpWanted, boolFlag, parseFlags, usage
-from ..service.settings import BadSetting, Settings
 
 SOME = (Flag("name", "a name", default="nobody"), boolFlag("loud", "be loud"))
 

@@ -1,5 +1,5 @@
 """
-L{ccproxy.service.journal}: a journal that a process has left when it died, and one that cannot be
+L{ccproxy.persist.journal}: a journal that a process has left when it died, and one that cannot be
 written.
 """
 
@@ -23,9 +23,8 @@ from ccproxy.core.states import VMState
 from ccproxy.net.notify import Notifier
 from ccproxy.net.ordinary import attach
 from ccproxy.net.protocols import ClientProtocol, ControlChannel, IOChannel
-from ccproxy.net.store import DescriptorStore
-from ccproxy.service import journal as _journal
-from ccproxy.service.journal import (
+from ccproxy.persist import journal as _journal
+from ccproxy.persist.journal import (
     _ENTRY,
     MAX_RETRY,
     MIN_RETRY,
@@ -34,6 +33,7 @@ from ccproxy.service.journal import (
     _encoded,
     readJournal,
 )
+from ccproxy.persist.store import DescriptorStore
 from ccproxy.wire.codes import Command, ControlCode, Dialect
 from ccproxy.wire.frames import FrameDecoder
 from ccproxy.wire.messages import encodeControl

@@ -23,6 +23,7 @@ from twisted.internet.defer import Deferred, DeferredList, TimeoutError, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from ccproxy.config.settings import Settings
 from ccproxy.core.resuming import Resumed
 from ccproxy.core.snapshot import (
     BadSnapshot,
@@ -34,17 +35,16 @@ from ccproxy.core.snapshot import (
 from ccproxy.core.states import VMState
 from ccproxy.core.vm import VM
 from ccproxy.core.writing import write
+from ccproxy.ctl import supervise
+from ccproxy.ctl.supervise import MOST_DELAY, STEADY, Store, Supervisor
 from ccproxy.errors import CCProxyError
 from ccproxy.net.notify import Notifier
-from ccproxy.net.outliving import waitingIn
 from ccproxy.net.passed import FIRST, PREFIX, Passed, inodeOf, takePassed
-from ccproxy.net.restarting import HANDED_OVER
 from ccproxy.net.rights import MOST_HELD, Received, RightsSocket
-from ccproxy.net.store import MOST_NAMES, DescriptorStore
 from ccproxy.net.transport import skipUsed
-from ccproxy.service import restart as _restart
-from ccproxy.service.handover import STATE, Handover, HandoverForm
-from ccproxy.service.journal import (
+from ccproxy.persist import restart as _restart
+from ccproxy.persist.handover import STATE, Handover, HandoverForm
+from ccproxy.persist.journal import (
     JOURNAL,
     MOST_STAGED,
     EntryForm,
@@ -52,10 +52,10 @@ from ccproxy.service.journal import (
     _encoded,
     readJournal,
 )
-from ccproxy.service.restart import STOP_TIMEOUT, Restart
-from ccproxy.service.settings import Settings
-from ccproxy.tools import supervise
-from ccproxy.tools.supervise import MOST_DELAY, STEADY, Store, Supervisor
+from ccproxy.persist.outliving import waitingIn
+from ccproxy.persist.restart import STOP_TIMEOUT, Restart
+from ccproxy.persist.restarting import HANDED_OVER
+from ccproxy.persist.store import MOST_NAMES, DescriptorStore
 from ccproxy.wire.codes import Command, ControlCode, Dialect
 from ccproxy.wire.payloads import RegisterVM
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from ..config.settings import Settings
 from ..service.ksm import PACES, STOP_TIMEOUT, KSMFiles, KSMService, KSMState, Pace, Throttle
 from ..service.proxy import ProxyService
-from ..service.settings import Settings
 
 BEFORE = {"run": "0", "pages_to_scan": "100", "sleep_millisecs": "20"}
 

@@ -1,5 +1,5 @@
 """
-Tests for L{ccproxy.service.logging} and L{ccproxy.service.logwriter}.
+Tests for L{ccproxy.log.daemonlog} and L{ccproxy.log.writer}.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from twisted.python.log import LogPublisher as OldLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from ..config.settings import LOG_FORMATS, Settings
 from ..core.session import shortToken
 from ..errors import BadPayload
-from ..service.logformats import FORMATS, asLine
-from ..service.logging import FIELDS, LONGEST_VALUE, DaemonLog
-from ..service.logsinks import Sink
-from ..service.logwriter import LogWriter, PartlyWritten, descriptorWriter
-from ..service.settings import LOG_FORMATS, Settings
+from ..log.daemonlog import FIELDS, LONGEST_VALUE, DaemonLog
+from ..log.formats import FORMATS, asLine
+from ..log.sinks import Sink
+from ..log.writer import LogWriter, PartlyWritten, descriptorWriter
 
 TOKEN = "Ab3-_9ZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZ="
 

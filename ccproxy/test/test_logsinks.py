@@ -1,5 +1,5 @@
 """
-Tests for L{ccproxy.service.logsinks} and L{ccproxy.service.lograte}, and for what sinks are told.
+Tests for L{ccproxy.log.sinks} and L{ccproxy.log.rate}, and for what sinks are told.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
-from ..service import logsinks
-from ..service.logformats import (
+from ..config.settings import Settings
+from ..log import sinks as logsinks
+from ..log.daemonlog import DaemonLog
+from ..log.formats import (
     LONGEST_SYSLOG,
     Entry,
     asJournal,
@@ -29,9 +31,8 @@ from ..service.logformats import (
     formatJSON,
     formatText,
 )
-from ..service.logging import DaemonLog
-from ..service.lograte import MOST_KINDS, PERIOD, RateLimit
-from ..service.logsinks import (
+from ..log.rate import MOST_KINDS, PERIOD, RateLimit
+from ..log.sinks import (
     FileWriter,
     JournalWriter,
     Sink,
@@ -39,7 +40,6 @@ from ..service.logsinks import (
     SyslogWriter,
     sinksOf,
 )
-from ..service.settings import Settings
 from ..testing.daemon import eventually
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))

@@ -32,13 +32,13 @@ WALL_CLOCK = {
 #: Uses of it: log lines, timestamps of the API, and the texts of errors.
 ALLOWED = {
     ("core/control.py", "pump", "registry.wallClock"),
-    ("service/admin/service.py", "startService", "registry.wallClock"),
-    ("service/handover.py", "_read", "registry.wallClock"),
-    ("service/logformats.py", "render", "time.localtime"),
-    ("service/logging.py", "_reportRefused", "time.time"),
-    ("service/logging.py", "report", "time.time"),
+    ("admin/service.py", "startService", "registry.wallClock"),
+    ("persist/handover.py", "_read", "registry.wallClock"),
+    ("log/formats.py", "render", "time.localtime"),
+    ("log/daemonlog.py", "_reportRefused", "time.time"),
+    ("log/daemonlog.py", "report", "time.time"),
     ("service/proxy.py", "__init__", "time.time"),
-    ("tools/vm/hypervisor.py", "_boot", "time.time"),
+    ("vm/hypervisor.py", "_boot", "time.time"),
 }
 #: Ways to a reactor, and who goes them: all make its time monotonic.
 REACTORS = {
@@ -46,7 +46,7 @@ REACTORS = {
     ("net/reactor.py", "install", "LedReactor"),
     ("service/ccproxy_command.py", "_run", "reactor"),
     ("service/making.py", "makeService", "reactor"),
-    ("tools/running.py", "runReactor", "reactor"),
+    ("ctl/running.py", "runReactor", "reactor"),
 }
 
 

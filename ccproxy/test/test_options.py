@@ -1,5 +1,5 @@
 """
-Tests for L{ccproxy.service.options} and L{ccproxy.service.settings}.
+Tests for L{ccproxy.config.options} and L{ccproxy.config.settings}.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import ccproxy
 
+from ..config.options import Options
+from ..config.settings import BadSetting, Settings, optionName
 from ..core.limits import Limits
-from ..service.options import Options
-from ..service.settings import BadSetting, Settings, optionName
 from ..wire.codes import Dialect
 
 

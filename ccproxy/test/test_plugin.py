@@ -17,12 +17,13 @@ from twisted.plugin import getPlugins
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from ..config.options import Options
+from ..config.settings import Settings
 from ..errors import CCProxyError
-from ..service import logsinks, running
-from ..service.logging import DaemonLog
-from ..service.options import Options
+from ..log import sinks as logsinks
+from ..log.daemonlog import DaemonLog
+from ..service import running
 from ..service.running import TwistdService, failingClearly, handleSignals
-from ..service.settings import Settings
 
 
 class FakeReactor:

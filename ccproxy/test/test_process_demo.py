@@ -23,7 +23,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 import ccproxy
 from ccproxy.testing.daemon import environment, script
 
-from ..tools.demo import Demo
+from ..ctl.demo import Demo
 from .terminals import interactiveShell
 
 DEADLINE = 60.0

@@ -18,7 +18,7 @@ from pathlib import Path
 from unittest import SkipTest
 
 from ccproxy import __version__
-from ccproxy.service.logsinks import JOURNAL
+from ccproxy.log.sinks import JOURNAL
 from ccproxy.test.adminhttp import UNIXConnection
 from ccproxy.test.processes import ProcessTestCase
 from ccproxy.test.test_logging import parseLogfmt

@@ -69,7 +69,7 @@ class DescriptionTests(DaemonTestCase):
         self.session = Session()
         self.session.mount("http://", _Adapter(f"{self.daemon.path}.admin"))
         self.addCleanup(self.session.close)
-        text = (files("ccproxy.service.admin") / "openapi.json").read_text()
+        text = (files("ccproxy.admin") / "openapi.json").read_text()
         self.schema: Any = schemathesis.openapi.from_dict(json.loads(text))
 
     def check(self, mode: Any, examples: int) -> None:

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ccproxy.service.admin.listening import MAX_CONNECTIONS
+from ccproxy.admin.listening import MAX_CONNECTIONS
 from ccproxy.testing.daemon import Daemon, eventually, script
 
 from .adminhttp import Admin

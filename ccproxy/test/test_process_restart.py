@@ -21,8 +21,8 @@ from ccproxy.core.snapshot import HEADER, Snapshot, seal
 from ccproxy.core.states import SessionState
 from ccproxy.core.writing import write
 from ccproxy.net.passed import PREFIX, inodeOf
-from ccproxy.net.restarting import WORKING_DESCRIPTORS
-from ccproxy.service.handover import HandoverForm
+from ccproxy.persist.handover import HandoverForm
+from ccproxy.persist.restarting import WORKING_DESCRIPTORS
 from ccproxy.testing.agent import ScriptedAgent
 from ccproxy.testing.client import BlockingClient, commandFrame, hyperPayload, registration
 from ccproxy.testing.daemon import Daemon, environment, eventually, script
@@ -377,7 +377,7 @@ class SupervisorTests(DaemonTestCase):
         """A daemon that does not end when it is told to is killed."""
         body = "import signal, time; signal.signal(2, signal.SIG_IGN); print('up'); time.sleep(60)"
         program = (
-            "import sys; from ccproxy.tools import supervise; supervise.STOP_TIMEOUT = 1.0;"
+            "import sys; from ccproxy.ctl import supervise; supervise.STOP_TIMEOUT = 1.0;"
             f" sys.exit(supervise.main(['--', sys.executable, '-uc', {body!r}]))"
         )
         daemon = self.cleared(Daemon(command=[sys.executable, "-c", program]))

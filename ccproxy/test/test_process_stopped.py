@@ -287,8 +287,8 @@ class CommandTests(DaemonTestCase):
 
     def test_inTime(self) -> None:
         """P21: answers that have come in time count."""
-        from ..tools.adminclient import ANSWER_TIMEOUT
-        from ..tools.attending import CLAIM_TIMEOUT
+        from ..ctl.adminclient import ANSWER_TIMEOUT
+        from ..shim.attending import CLAIM_TIMEOUT
 
         status, admin = self.asking("vms")
         shim, proxy = self.asking("shim", "-c", "c", "-t", "token")

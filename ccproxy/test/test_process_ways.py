@@ -325,9 +325,9 @@ class EarlySignalTests(WayTestCase):
 
     ways: Sequence[tuple[Sequence[str], str]] = (
         (["cc-proxy", "-socket-path", "{socket}"], "ccproxy.service.ccproxy_command"),
-        (["twistd", "-n", *OPTIONS], "ccproxy.service.options"),
-        (["twist", *OPTIONS], "ccproxy.service.options"),
-        (["ccproxyctl", "supervise", "--", "twistd", "-n", *OPTIONS], "ccproxy.tools.supervise"),
+        (["twistd", "-n", *OPTIONS], "ccproxy.config.options"),
+        (["twist", *OPTIONS], "ccproxy.config.options"),
+        (["ccproxyctl", "supervise", "--", "twistd", "-n", *OPTIONS], "ccproxy.ctl.supervise"),
         (["ccproxyctl", "supervise", "--", "twistd", "-n", *OPTIONS], "twisted.scripts.twistd"),
     )
 

@@ -19,8 +19,8 @@ from zope.interface.verify import verifyObject
 
 from ..errors import CCProxyError, ConnectionClosed, ProxyError
 from ..net.client import IProcessOutput, ProxyClient
-from ..tools.attending import NoProxy, Shim
-from ..tools.stdio import FULL, IInput, IOutput
+from ..shim.attending import NoProxy, Shim
+from ..shim.stdio import FULL, IInput, IOutput
 from ..wire.codes import Command, FrameType, Stream
 from ..wire.frames import (
     Frame,

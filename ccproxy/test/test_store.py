@@ -20,10 +20,10 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.net.notify import PATIENCE, Notifier
-from ccproxy.net.outliving import sealedFile
 from ccproxy.net.passed import Passed, inodeOf
-from ccproxy.net.store import CONFIRM_INTERVAL, SPARE, DescriptorStore
-from ccproxy.service.handover import CONNECTIONS
+from ccproxy.persist.handover import CONNECTIONS
+from ccproxy.persist.outliving import sealedFile
+from ccproxy.persist.store import CONFIRM_INTERVAL, SPARE, DescriptorStore
 
 
 class MemfdTests(SynchronousTestCase):

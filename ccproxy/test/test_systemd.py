@@ -16,11 +16,11 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
+from ..config.settings import Settings
 from ..core.limits import Limits
 from ..errors import CCProxyError
 from ..service.proxy import ProxyService
 from ..service.reload import Reload
-from ..service.settings import Settings
 from ..service.systemd import SystemdService
 
 

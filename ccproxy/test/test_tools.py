@@ -24,8 +24,8 @@ from unittest import skipIf
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from ..ctl import ccproxyctl
 from ..testing.daemon import environment, eventually, script
-from ..tools import ccproxyctl
 from ..wire.codes import Command, FrameType, Stream
 from ..wire.frames import (
     Frame,
@@ -722,8 +722,8 @@ class RunTests(ToolTestCase):
 _OTHER_THREAD = """
 import signal, sys, threading
 from twisted.internet.defer import Deferred
-from ccproxy.tools.running import runReactor
-from ccproxy.tools.signals import Catching
+from ccproxy.ctl.running import runReactor
+from ccproxy.shim.signals import Catching
 async def work(reactor):
     handled = Deferred()
     def caught(number):
@@ -784,7 +784,7 @@ class CommandLineTests(SynchronousTestCase):
     def test_lightness(self) -> None:
         """No command line needs a reactor before it is understood."""
         code = (
-            "import sys; from ccproxy.tools import ccproxyctl, run, exec, shim;"
+            "import sys; from ccproxy.ctl import ccproxyctl, run, exec, shim;"
             "sys.exit('twisted.internet.reactor' in sys.modules)"
         )
         subprocess.run([sys.executable, "-c", code], env=environment(), check=True)

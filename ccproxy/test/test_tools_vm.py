@@ -1,5 +1,5 @@
 """
-Tests for L{ccproxy.tools.vm}, with a program that stands for QEMU; those of real VMs are
+Tests for L{ccproxy.vm}, with a program that stands for QEMU; those of real VMs are
 C{test_vm_}.
 """
 
@@ -21,11 +21,12 @@ from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from ccproxy.ctl import vm as command
 from ccproxy.test import fakeqemu
 from ccproxy.test.test_tools import TIMEOUT, Peer
 from ccproxy.testing.daemon import environment, script
-from ccproxy.tools.vm import command, cpio, hypervisor, image, packages
-from ccproxy.tools.vm.hypervisor import VM, Guest, VMError
+from ccproxy.vm import cpio, hypervisor, image, packages
+from ccproxy.vm.hypervisor import VM, Guest, VMError
 from ccproxy.wire.codes import Command
 
 

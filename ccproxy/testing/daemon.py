@@ -49,7 +49,7 @@ def script(name: str) -> list[str]:
     beside = Path(sys.executable).with_name(name)
     if beside.exists():
         return [str(beside)]
-    program = f"import sys; from ccproxy.entry import {_ENTRIES[name]} as main; sys.exit(main())"
+    program = f"import sys; from ccproxy.ctl import entry; sys.exit(entry.{_ENTRIES[name]}())"
     return [sys.executable, "-c", program]
 
 

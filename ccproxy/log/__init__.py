@@ -1,0 +1,1 @@
+"""The log: formats, rate limits, and sinks that never make the daemon wait."""

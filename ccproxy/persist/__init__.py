@@ -1,0 +1,1 @@
+"""State that outlives a process: planned restarts, the crash journal, the descriptor store."""

@@ -1,0 +1,566 @@
+"""
+What outlives a crash: a journal of the control state, in memory that the service manager keeps.
+
+Each VM is written anew whenever something of it has changed, at the end of the turn in which it
+has, and so before the input that has changed it is taken from its socket. The sockets of agents and
+shims are with the manager from their beginning. What is on its way is in neither: it dies with the
+process.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from struct import Struct
+from typing import Optional
+
+import attrs
+import msgspec
+from twisted.logger import Logger
+
+from ..core.clock import Wait, cancel
+from ..core.registry import Registry
+from ..core.snapshot import BadSnapshot, Key, OutletForm, Snapshot, seal, unseal
+from ..core.states import VMState
+from ..core.vm import VM
+from ..core.writing import writeCounters, writeVM
+from ..interfaces import IConnection
+from ..net.connecting import ChannelsForm, Connector
+from ..net.listening import UNIXListener
+from ..net.passed import inodeOf
+from ..net.polling import Poller
+from ..net.transport import StreamTransport
+from ..service.pods import ListeningForm, Pods, listeningForm
+from .store import DescriptorStore
+
+#: How the name of a journal begins under which the manager keeps it.
+JOURNAL = "journal-"
+#: How that of the pipe does by which commands go to agents.
+STAGING = "staging-"
+#: A journal is not written anew before it is so long, in bytes.
+LEAST_REWRITTEN = 4 << 20
+
+#: Seconds between two looks at how much the sessions hold.
+HELD_INTERVAL = 0.25
+
+#: Seconds until a failed journal is started again; each failure soon after doubles them.
+MIN_RETRY = 1.0
+MAX_RETRY = 60.0
+
+#: The most bytes of commands that are sent by way of the pipe at a time. It may hold fewer: the
+#: system gives a user who has many pipes a page for each.
+MOST_STAGED = 32 << 10
+
+#: In front of each entry: its length and its checksum.
+_ENTRY = Struct(">II")
+_NOT_YET = (VMState.CONNECTING, VMState.WAITING)
+
+
+@attrs.define
+class EntryForm:
+    """
+    One entry, of which most are about a VM.
+
+    @ivar serial: the VM's.
+    @ivar snapshot: what is to be known of it, or L{None} once it is gone. Without a serial: what
+        belongs to no VM.
+    @ivar channels: what the connector knows of it.
+    @ivar staged: in which pipe the commands are that it has for the agent, or as many of their
+        bytes as a pipe is given at a time, unless they were sent since then.
+    @ivar stagedSize: how many bytes the pipe was given; 0 stands for L{MOST_STAGED}.
+    @ivar sent: a VM's serial, in an entry that says only that so many bytes of the commands in the
+        last one about it were sent, besides whether the next are C{staged}.
+    @ivar rests: what was taken from sockets and is not used, of those where it has changed.
+    @ivar used: how much of the input at hand has been used, behind the mark that says which input
+        that is: L{skipUsed <ccproxy.net.transport.skipUsed>}.
+    @ivar listening: the client socket, in an entry that has C{pods}.
+    @ivar pods: the sockets of pods that have joined.
+    """
+
+    serial: Optional[int] = None
+    snapshot: Optional[Snapshot] = None
+    channels: Optional[ChannelsForm] = None
+    staged: str = ""
+    stagedSize: int = 0
+    sent: Optional[tuple[int, int]] = None
+    rests: dict[Key, bytes] = attrs.field(factory=dict)
+    used: dict[Key, tuple[int, int]] = attrs.field(factory=dict)
+    listening: Optional[ListeningForm] = None
+    pods: Optional[list[ListeningForm]] = None
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(EntryForm)
+
+
+@attrs.frozen
+class _Pipe:
+    """
+    By way of which commands go to agents.
+
+    @ivar name: under which the manager keeps it.
+    """
+
+    name: str
+    reading: int
+    writing: int
+
+
+class Journal:
+    """
+    Writes the journal of one process.
+
+    @ivar generation: the number of the file, which tells it from all before.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        registry: Registry,
+        connector: Connector,
+        poller: Poller,
+        store: DescriptorStore,
+        generation: int,
+    ) -> None:
+        """
+        @param generation: that of the last journal of the processes before.
+        """
+        self._registry = registry
+        self._connector = connector
+        self._poller = poller
+        self._store = store
+        self.generation = generation
+        self._outdated = True
+        self._file = -1
+        self._size = self._live = 0
+        self._listening: ListeningForm | None = None
+        self._connections: dict[int, set[Key]] = {}
+        self._held: dict[int, int] = {}
+        self._rests: dict[Key, bytes] = {}
+        self._counters = (False, 0)
+        self._unkept: dict[Key, StreamTransport] = {}
+        # In turn: an entry speaks of the one, while in the other is what has no entry yet.
+        self._pipes: list[_Pipe] = []
+        self._wait: Wait | None = None
+        self._delay = MIN_RETRY
+        self._since = -MAX_RETRY
+        self._listener: UNIXListener | None = None
+        self._pods: Pods
+        self._podForms: list[ListeningForm] = []
+
+    @property
+    def names(self) -> set[str]:
+        """Under which names the manager keeps what is in use."""
+        files = {JOURNAL + str(self.generation), *(pipe.name for pipe in self._pipes)}
+        sockets = self._store.sockets
+        return {*files, *(sockets[key] for key in self._keys & sockets.keys())}
+
+    @property
+    def _keys(self) -> set[Key]:
+        keys = set().union(*self._connections.values())
+        if self._listening is not None:
+            keys.add(self._listening.key)
+        keys.update(pod.key for pod in self._podForms)
+        return keys
+
+    def _pipe(self, name: str) -> _Pipe:
+        made = _Pipe(name, *os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
+        self._store.discard(name)  # that of a process which died before it had a journal
+        self._store.keep(name, [made.reading])
+        return made
+
+    def begin(self, listener: UNIXListener | None, pods: Pods) -> None:
+        """
+        Write down everything, and from now on all that changes.
+
+        @param listener: the client socket.
+        @param pods: those that have joined.
+        """
+        self._listener, self._pods = listener, pods
+        pods.whenChanged = self._podsChanged
+        self._try(self._open)
+
+    def _open(self) -> None:
+        """Write down everything in a new file, and from now on all that changes."""
+        listener, self._listening = self._listener, listeningForm(self._listener)
+        if listener is not None and self._listening is not None:
+            self._store.keepSocket(self._listening.key, listener.fileno())
+        while len(self._pipes) < 2:
+            self._pipes.append(self._pipe(f"{STAGING}{self.generation}-{len(self._pipes)}"))
+        self._notePods()
+        self._outdated = True
+        self._rewrite()
+        self._since = self._registry.clock.seconds()
+        self._registry.whenChanged = self.changed
+        self._poller.whenRest = self._restChanged
+        self._wait = self._registry.later(HELD_INTERVAL, self._noteHeld)
+
+    def _try(self, step: Callable[..., object], *args: object) -> bool:
+        """
+        Run a step that writes. If it fails, write nothing until the journal is started again.
+
+        @return: whether it succeeded.
+        """
+        try:
+            step(*args)
+        except Exception:
+            self._fail()
+            return False
+        return True
+
+    def _fail(self) -> None:
+        """
+        Discard the journal, which is out of date now, and start it again later. Until then a crash
+        ends all connections, and the manager keeps none of them.
+        """
+        registry, store = self._registry, self._store
+        working = registry.whenChanged is not None
+        registry.whenChanged = self._poller.whenRest = None
+        soon = registry.clock.seconds() - self._since < MAX_RETRY
+        self._delay = min(2 * self._delay, MAX_RETRY) if soon or not working else MIN_RETRY
+        if working or self._wait is None:
+            self._log.failure(
+                "the journal cannot be written: a crash now ends all connections; trying again in"
+                " {seconds:g} s",
+                event="journal-failed",
+                seconds=self._delay,
+            )
+        cancel(self._wait)
+        self._wait = registry.later(self._delay, self._recover)
+        for key in self._keys:
+            store.discardSocket(key)
+        for name in [*store.kept]:
+            if name.startswith((JOURNAL, STAGING)):
+                store.discard(name)
+        for pipe in self._pipes:
+            os.close(pipe.reading)
+            os.close(pipe.writing)
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
+        for known in (self._pipes, self._connections, self._rests, self._held, self._unkept):
+            known.clear()
+        for vm in self._registry.allVMs:
+            vm.sendNow()
+
+    def _recover(self) -> None:
+        """Start the journal again."""
+        if self._try(self._open):
+            self._log.info("the journal is written again", event="journal-recovered")
+
+    def _noteHeld(self) -> None:
+        """What a VM's sessions hold is no change that is told: look from time to time."""
+        self._wait = self._registry.later(HELD_INTERVAL, self._noteHeld)
+        if self._registry.budget.used or self._held:
+            before, self._held = self._held, {}
+            for vm in self._registry.allVMs:
+                held = sum(each.output.held + each.stdin.size for each in vm.processes.sessions)
+                if held:
+                    self._held[vm.serial] = held
+                if held != before.get(vm.serial, 0):
+                    self.changed([vm])
+        for key, transport in list(self._unkept.items()):
+            if transport.fileno() < 0 or self._store.keepSocket(key, transport.fileno()):
+                del self._unkept[key]
+
+    def renew(self) -> None:
+        """Go on in a new file, by which a state is told that was written and is out of date."""
+        self._outdated = True
+        self.changed(())
+
+    def _rewrite(self) -> None:
+        """Begin a new file, in which nothing is that is out of date."""
+        old, name, size = self._file, JOURNAL + str(self.generation), self._size
+        outdated, self._outdated = self._outdated, False
+        self._file = os.memfd_create("ccproxy-journal", os.MFD_CLOEXEC)
+        self.generation += 1
+        try:
+            self._fill(old, name, size, outdated)
+        except Exception:
+            if old >= 0:
+                os.close(old)
+            raise
+
+    def _fill(self, old: int, name: str, size: int, outdated: bool) -> None:
+        """
+        Write a new file.
+
+        @param old: the file before, or -1. It is closed, or goes on.
+        @param name: its name.
+        @param size: its size in bytes.
+        @param outdated: the old file must not go on.
+        """
+        os.fchmod(self._file, 0o600)
+        self._size = 0
+        self._write(seal(b""))
+        self._entry(EntryForm(listening=self._listening, pods=self._podForms))
+        self._entry(EntryForm(rests=self._rests))
+        self._noteCounters()
+        for vm in self._registry.allVMs:
+            if vm.state not in _NOT_YET:
+                # Nothing is sent that only a journal knows of which is not kept yet.
+                self._vm(vm, send=False)
+        self._live = self._size
+        made = JOURNAL + str(self.generation)
+        kept = self._store.keep(made, [self._file])
+        if kept and (outdated or self._store.sent(made)):
+            if old >= 0:
+                self._store.discard(name)
+                os.close(old)
+        elif old < 0:
+            raise OSError("the service manager does not take it")
+        else:
+            # The old one is good still, and longer than it might be.
+            self._store.discard(made)
+            os.close(self._file)
+            self._file, self.generation, self._size = old, self.generation - 1, size
+            self._live = size
+
+    def _podsChanged(self) -> None:
+        """A pod has joined, or has ended."""
+        if self._file >= 0:
+            self._try(self._notePods)
+
+    def _notePods(self) -> None:
+        before = {pod.key for pod in self._podForms}
+        self._podForms = self._pods.forms()
+        listeners = self._pods.listeners
+        for pod in self._podForms:
+            self._store.keepSocket(pod.key, listeners[pod.path].fileno())
+        if self._file >= 0:
+            self._entry(EntryForm(listening=self._listening, pods=self._podForms))
+        for key in before - {pod.key for pod in self._podForms}:
+            self._store.discardSocket(key)
+
+    def _send(self, vm: VM, form: EntryForm) -> None:
+        """
+        Write an entry, and send the commands that it has for the agent: by way of a pipe, from
+        which they go to the socket in one step that either happens or does not. What finds no room
+        there follows when there is.
+        """
+        done = 0
+        while (unsent := vm.unsent) is not None:
+            piece = unsent.contents[:MOST_STAGED]
+            self._pipes.reverse()
+            pipe = self._pipes[0]
+            piece = piece[: os.write(pipe.writing, piece)]
+            form.staged, form.stagedSize = pipe.name, len(piece)
+            self._entry(form)
+            sent, control, gone = 0, vm.control, False
+            if isinstance(control, StreamTransport) and not control.broken:
+                try:
+                    sent = os.splice(
+                        pipe.reading, control.fileno(), len(piece), flags=os.SPLICE_F_NONBLOCK
+                    )
+                except OSError as error:
+                    gone = error.errno in (errno.EPIPE, errno.ECONNRESET)
+                    if not gone and error.errno != errno.EAGAIN:
+                        raise
+            unsent.drop(sent)
+            done += sent
+            form = EntryForm(sent=(vm.serial, done))
+            if sent < len(piece):
+                # First said, then done: nobody knows what was in an empty pipe.
+                self._entry(form)
+                os.read(pipe.reading, len(piece) - sent)
+                if gone:
+                    vm.sendNow()  # the transport notes that the peer has left
+                elif isinstance(control, StreamTransport):
+                    control.notifyRoom()
+                return
+
+    def changed(self, vms: Iterable[VM]) -> None:
+        """Write down VMs that have changed."""
+        if self._file >= 0:
+            self._try(self._changed, vms)
+
+    def _changed(self, vms: Iterable[VM]) -> None:
+        for vm in vms:
+            if vm.state in _NOT_YET:
+                vm.sendNow()
+            else:
+                self._vm(vm)
+        if self._outdated or self._size > max(LEAST_REWRITTEN, 4 * self._live):
+            self._rewrite()
+        elif self._counters != (self._registry.draining, self._registry.ignoredFrames):
+            self._noteCounters()
+
+    def _noteCounters(self) -> None:
+        self._counters = self._registry.draining, self._registry.ignoredFrames
+        self._entry(EntryForm(snapshot=writeCounters(self._registry)))
+
+    def _restChanged(self, transport: StreamTransport, taken: int) -> None:
+        """A transport keeps the beginning of a unit, or no longer, and is about to take input."""
+        self._try(self._noteTaken, transport, taken)
+
+    def _noteTaken(self, transport: StreamTransport, taken: int) -> None:
+        key = inodeOf(transport.fileno())
+        form = EntryForm(used={key: (transport.mark(), taken)})
+        self._noteRest(form, key, transport.rest)
+        self._entry(form)
+
+    def _noteRest(self, form: EntryForm, key: Key, rest: bytes) -> None:
+        if rest or key in self._rests:
+            form.rests[key] = rest
+        self._rests.pop(key, None)
+        if rest:
+            self._rests[key] = rest
+
+    def _vm(self, vm: VM, send: bool = True) -> None:
+        now: dict[Key, StreamTransport] = {}
+        before = self._connections.pop(vm.serial, set())
+        known = vm.state is not VMState.GONE or vm in self._registry.leaving
+        if known or vm.processes.sessions:
+            snapshot = writeVM(vm, keysInto(now))
+            self._connections[vm.serial] = set(now)
+            form = EntryForm(vm.serial, snapshot, self._connector.channelsOf(vm))
+            handled = {each.connection: each.handled for each in snapshot.clients}
+            handled.update((each.control, each.handled) for each in snapshot.vms)
+            for key, transport in now.items():
+                new = key not in before
+                if new:
+                    transport.kept = True
+                    if not self._store.keepSocket(key, transport.fileno()):
+                        self._unkept[key] = transport
+                if new or key in handled:
+                    size, rest = transport.used(handled.get(key, 0))
+                    self._noteRest(form, key, rest)
+                    if mark := transport.mark():
+                        form.used[key] = mark, size
+            if send and vm.unsent is not None:
+                self._send(vm, form)
+            else:
+                self._entry(form)
+        else:
+            self._entry(EntryForm(vm.serial))
+        for key in before - now.keys():
+            self._rests.pop(key, None)
+            self._store.discardSocket(key)
+
+    def _entry(self, form: EntryForm) -> None:
+        self._write(_encoded(form))
+
+    def _write(self, data: bytes) -> None:
+        # All or nothing of it counts for who reads it, so it need not be atomic.
+        left = memoryview(data)
+        while left:
+            count = os.write(self._file, left)
+            self._size += count
+            left = left[count:]
+
+
+def keysInto(found: dict[Key, StreamTransport]) -> Callable[[IConnection], Key]:
+    """
+    What names connections by their sockets' inodes.
+
+    @param found: gets those that were named and are open.
+    """
+
+    def keyOf(connection: IConnection) -> Key:
+        assert isinstance(connection, StreamTransport)
+        key = inodeOf(connection.fileno())
+        if key:
+            found[key] = connection
+        return key
+
+    return keyOf
+
+
+def _encoded(form: EntryForm) -> bytes:
+    data = _encoder.encode(form)
+    return _ENTRY.pack(len(data), zlib.crc32(data)) + data
+
+
+@attrs.define
+class Journalled:
+    """
+    What a journal says.
+
+    @ivar vms: its last word of each VM that is not gone.
+    @ivar counters: its last word of what belongs to no VM.
+    @ivar damaged: VMs with an entry that cannot be read, and why. They cannot be restored.
+    @ivar rests: what was taken from sockets and not used.
+    @ivar used: what was used of their input: see L{EntryForm}.
+    @ivar listening: the client socket.
+    @ivar pods: the sockets of pods that have joined.
+    """
+
+    vms: dict[int, EntryForm] = attrs.field(factory=dict)
+    counters: Snapshot | None = None
+    damaged: dict[int, str] = attrs.field(factory=dict)
+    rests: dict[Key, bytes] = attrs.field(factory=dict)
+    used: dict[Key, tuple[int, int]] = attrs.field(factory=dict)
+    listening: ListeningForm | None = None
+    pods: list[ListeningForm] = attrs.field(factory=list)
+
+
+def readJournal(data: bytes, staged: Mapping[str, bytes]) -> Journalled:
+    """
+    Read what a process has written until it died, perhaps in the middle of an entry.
+
+    @param staged: what is in each pipe.
+    @raise BadSnapshot: it is no journal that this version can read.
+    """
+    unseal(data)
+    found = Journalled()
+    # How much of each VM's commands was sent before its last entry, and where that has staged more;
+    # what is in a pipe still is of the last entry of all, if it is of any.
+    sent: dict[int, int] = {}
+    stagedIn: dict[int, tuple[str, int]] = {}
+    last = None
+    at = len(seal(b""))
+    while at + _ENTRY.size <= len(data):
+        length, checksum = _ENTRY.unpack_from(data, at)
+        body = data[at + _ENTRY.size : at + _ENTRY.size + length]
+        if not length or zlib.crc32(body) != checksum:
+            break
+        at += _ENTRY.size + length
+        try:
+            entry = _decoder.decode(body)
+        except msgspec.MsgspecError as error:
+            raw = msgspec.msgpack.decode(body)
+            last = raw.get("serial") if isinstance(raw, dict) else None
+            if not isinstance(last, int):
+                raise BadSnapshot(f"the journal has another form: {error}") from None
+            found.damaged[last] = str(error)
+            continue
+        found.rests.update(entry.rests)
+        found.used.update(entry.used)
+        if entry.pods is not None:
+            found.listening, found.pods = entry.listening, entry.pods
+        if entry.sent is not None:
+            last, sent[last] = entry.sent[0], entry.sent[1]
+        elif entry.serial is None:
+            found.counters = entry.snapshot or found.counters
+            continue
+        elif entry.snapshot is None:
+            found.vms.pop(entry.serial, None)
+            found.damaged.pop(entry.serial, None)
+            continue
+        else:
+            last = entry.serial
+            found.vms[last], sent[last] = entry, 0
+        stagedIn[last] = entry.staged, entry.stagedSize or MOST_STAGED
+    for serial in found.damaged:
+        found.vms.pop(serial, None)
+    for serial, entry in found.vms.items():
+        pipe, size = stagedIn[serial]
+        if entry.snapshot is None or not (pipe or sent[serial]):
+            continue
+        vms = []
+        for vm in entry.snapshot.vms:
+            out = vm.controlOut
+            left = b"".join(block for block, _ in out.blocks)[out.offset + sent[serial] :]
+            if pipe:
+                # What was staged has been sent, but for what was last and is still in the pipe.
+                left = left[size:]
+                if serial == last:
+                    left = staged.get(pipe, b"") + left
+            blocks = [(left, False)] if left else []
+            vms.append(attrs.evolve(vm, controlOut=OutletForm(blocks)))
+        snapshot = attrs.evolve(entry.snapshot, vms=vms)
+        found.vms[serial] = attrs.evolve(entry, snapshot=snapshot)
+    return found
