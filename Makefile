@@ -33,8 +33,9 @@ CONFORMANCE ?= ../shared/conformance/run.py
 BIN := $(CURDIR)/$(VENV)/bin
 LOWEST := .venv-lowest
 SOURCES := $(shell find ccproxy twisted -name __pycache__ -prune -o -print)
-VM_TESTS := $(subst /,.,$(basename $(filter ccproxy/test/test_vm_%.py,$(SOURCES))))
-FAST_TESTS := $(filter-out ccproxy.test.test_process_% ccproxy.test.test_faults_% ccproxy.test.test_vm_% ccproxy.test.test_systemd_%,$(subst /,.,$(basename $(filter ccproxy/test/test_%.py,$(SOURCES)))))
+ALL_TESTS := $(subst /,.,$(basename $(shell find ccproxy/test -name 'test_*.py')))
+VM_TESTS := $(filter ccproxy.test.vm.test_real_%,$(ALL_TESTS))
+FAST_TESTS := $(filter-out $(VM_TESTS) ccproxy.test.process.% ccproxy.test.faults.% ccproxy.test.systemd.%,$(ALL_TESTS))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # The tests run from the wheel; those of what is not in it find it here.
 export CCPROXY_SOURCE := $(CURDIR)
@@ -116,7 +117,7 @@ fuzz: $(VENV)/.fuzz
 restart-test: $(VENV)/.tools
 	@CCPROXY_RESTARTS=$(or $(RESTARTS),100) CCPROXY_KILLS=$(or $(KILLS),200) \
 	CCPROXY_RESTART_SESSIONS=$(or $(SESSIONS),50) $(MAKE) --no-print-directory unit \
-	    TESTS='ccproxy.test.test_process_restart.PlannedRestartTests ccproxy.test.test_process_restart.CrashTests'
+	    TESTS='ccproxy.test.process.test_restart.PlannedRestartTests ccproxy.test.process.test_restart.CrashTests'
 
 soak: $(VENV)/.installed
 	@"$(BIN)/python" -m bench.soak --time $(or $(TIME),1200)
@@ -147,7 +148,7 @@ test-systemd: $(VENV)/.wheel
 	place="--prefix /usr/local --destdir $$folder" && \
 	"$(BIN)/python" make/install.py $$place --wheel $(WHEEL) && \
 	"$(BIN)/python" make/systemdbox.py --timeout 300 --tree "$$folder" -- env CCPROXY_BOX=1 \
-	    /usr/local/lib/ccproxy/bin/python -m twisted.trial ccproxy.test.test_systemd_units && \
+	    /usr/local/lib/ccproxy/bin/python -m twisted.trial ccproxy.test.systemd.test_units && \
 	"$(BIN)/python" make/install.py $$place --uninstall && \
 	test "$$(find "$$folder" -not -type d)" = "$$folder/etc/ccproxy/ccproxy.toml"
 

@@ -19,7 +19,7 @@ SMALL_MESSAGE = 256 + IO_HEADER.size
 #: The longest write to a channel of the cc agent.
 TURN = 4096
 #: The most stdin that may wait in the channel's socket. How a cc agent reads it is the model's
-#: matter (ccproxy.test.modellines).
+#: matter (ccproxy.test.core.modellines).
 WINDOW = 16 << 10
 
 

@@ -12,7 +12,7 @@ from zope.interface import implementer
 
 from ccproxy.errors import CCProxyError
 from ccproxy.net.client import IProcessOutput, ProxyClient
-from ccproxy.test.agentdoubles import Bench
+from ccproxy.test.agent.doubles import Bench
 from ccproxy.wire.codes import ControlCode, Dialect
 
 from .reading import Input, pieces

@@ -1,0 +1,1 @@
+"""Tests of C{ccproxyctl}, as people start it."""

@@ -1,0 +1,1 @@
+"""Tests of the daemon when peers break in the middle of a conversation."""

@@ -1,0 +1,1 @@
+"""Tests of transports, Protocols and the client library."""

@@ -1,0 +1,1 @@
+"""Tests of the daemon's services and command lines."""

@@ -1,0 +1,1 @@
+"""Tests of the installed units beside a real systemd."""
