@@ -7,14 +7,11 @@ Everything else in ccproxy calls plain classes and callables.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from zope.interface import Attribute, Interface
 
 from .wire.decoder import Buffer
-
-if TYPE_CHECKING:
-    from .core.vm import VM
 
 
 class IConnection(Interface):
@@ -112,13 +109,15 @@ class IStreamSink(Interface):
 class IConnector(Interface):
     """How the core gets at a VM's sockets."""
 
-    def connect(vm: VM) -> None:
+    def connect(vm: Any) -> None:
         """
         Begin to connect to the VM's control, I/O and console sockets.
 
         Then either C{vm.connected} or C{vm.connectFailed} is called, unless C{abandon} was called
         before. It may be called from within this call.
+
+        @param vm: a L{ccproxy.core.vm.VM}.
         """
 
-    def abandon(vm: VM) -> None:
+    def abandon(vm: Any) -> None:
         """The VM is given up: close what was opened for it and not handed over, the console too."""

@@ -19,7 +19,7 @@ from ..core.repair import run
 from ..core.states import VMState
 from ..core.vm import VM
 from ..errors import CCProxyError
-from ..service.pods import Pods
+from ..persist.listeners import JoinedPods
 from . import looking, views
 from .calls import OCTETS, Call, Refused, Reply
 from .console import ConsoleFollower
@@ -71,7 +71,7 @@ class Api:
     metrics: Metrics
     profiler: Profiler | None = None
     log: LevelSwitch | None = None
-    pods: Pods | None = None
+    pods: JoinedPods | None = None
     advice: Callable[[], str] = str
     check: Callable[[], object] = bool
     restart: Callable[[], object] = bool

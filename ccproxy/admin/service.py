@@ -20,15 +20,14 @@ from ..core.registry import Registry
 from ..net.binding import CannotListen
 from ..net.polling import Poller
 from ..net.rights import Received
-from ..service.orphans import OrphanService
 from .events import Events
 from .listening import AdminListener, LazyFactory
 from .looplag import LoopLag
 
 if TYPE_CHECKING:
     from ..log.daemonlog import DaemonLog
+    from ..persist.listeners import JoinedPods
     from ..persist.restart import Restart
-    from ..service.pods import Pods
     from .api import Api
     from .profiling import Profiler
 
@@ -50,15 +49,15 @@ class AdminService(Service):
         poller: Poller,
         listening: Callable[[], bool],
         log: Callable[[], DaemonLog | None],
-        orphans: OrphanService | None = None,
+        orphans: Callable[[], int] | None = None,
         restart: Restart | None = None,
-        pods: Pods | None = None,
+        pods: JoinedPods | None = None,
     ) -> None:
         """
         @param poller: what watches its connections.
         @param listening: whether clients can connect.
         @param log: the daemon's log, or L{None} where that is not its own.
-        @param orphans: what looks for orphans, where somebody does.
+        @param orphans: counts orphaned VMs, or L{None} if none are looked for.
         @param restart: how the daemon restarts.
         @param pods: those that have joined.
         """
@@ -189,12 +188,11 @@ class AdminService(Service):
             if self._settings.pprof:
                 self._profiler = Profiler(self._reactor)
             health = Health(self._lag, self._settings.maxLoopLag, self._listening)
-            orphans = self._orphans
             collector = DaemonCollector(
                 self._registry,
                 health,
                 self._events,
-                None if orphans is None else lambda: len(orphans.orphans),
+                self._orphans,
                 self._daemonLog(),
             )
             self._made = Api(

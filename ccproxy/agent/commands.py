@@ -9,7 +9,7 @@ L{RequestError<ccproxy.errors.RequestError>} for an ERROR.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Optional
+from typing import Optional
 
 import msgspec
 
@@ -31,10 +31,7 @@ from .payloads import (
     read,
 )
 from .payloads import Process as ProcessData
-from .pod import Container, Process
-
-if TYPE_CHECKING:
-    from .agent import Agent
+from .pod import AgentPort, Container, Process
 
 HYPERSTART0_API = 4242
 MAX_SIGNAL = 64
@@ -48,19 +45,19 @@ class Crash(CCProxyError):
     """The command makes the real agent die."""
 
 
-Command = Callable[["Agent", bytes], Optional[bytes]]
+Command = Callable[[AgentPort, bytes], Optional[bytes]]
 
 
-def _nothing(agent: Agent, body: bytes) -> bytes:
+def _nothing(agent: AgentPort, body: bytes) -> bytes:
     return b""
 
 
-def _version(agent: Agent, body: bytes) -> bytes:
+def _version(agent: AgentPort, body: bytes) -> bytes:
     old = agent.dialect is Dialect.HYPERSTART0
     return (HYPERSTART0_API if old else HYPERSTART1_API).to_bytes(4, "big")
 
 
-def _container(agent: Agent, id: str) -> Container:
+def _container(agent: AgentPort, id: str) -> Container:
     container = agent.containers.get(id)
     if container is None:
         raise RequestError(f"no container {id[:64]!r}")
@@ -73,7 +70,7 @@ def _checked(data: ProcessData | None) -> ProcessData:
     return data
 
 
-def _start(agent: Agent, container: Container, data: ProcessData) -> Process:
+def _start(agent: AgentPort, container: Container, data: ProcessData) -> Process:
     if not agent.cc and not data.terminal and not data.stderr:
         raise RequestError("a process without a terminal needs a stderr")
     process = Process(agent, container, data)
@@ -87,7 +84,7 @@ def _start(agent: Agent, container: Container, data: ProcessData) -> Process:
 # The pod
 
 
-def _startpod(agent: Agent, body: bytes) -> bytes:
+def _startpod(agent: AgentPort, body: bytes) -> bytes:
     try:
         data = read(StartPod, body, agent.dialect)
         if agent.podStarted:
@@ -109,7 +106,7 @@ def _startpod(agent: Agent, body: bytes) -> bytes:
     return b""
 
 
-def _destroypodCC(agent: Agent, body: bytes) -> bytes | None:
+def _destroypodCC(agent: AgentPort, body: bytes) -> bytes | None:
     def ended() -> None:
         agent.whenEnded = None
         agent.podStarted = False
@@ -129,7 +126,7 @@ def _destroypodCC(agent: Agent, body: bytes) -> bytes | None:
     return b""
 
 
-def _destroypodHyperstart(agent: Agent, body: bytes) -> None:
+def _destroypodHyperstart(agent: AgentPort, body: bytes) -> None:
     def powerOff() -> None:
         agent.acknowledge(b"")
         agent.end()
@@ -144,7 +141,7 @@ def _destroypodHyperstart(agent: Agent, body: bytes) -> None:
 # Containers and processes
 
 
-def _newContainer(agent: Agent, data: NewContainer) -> None:
+def _newContainer(agent: AgentPort, data: NewContainer) -> None:
     process = _checked(data.process)
     if not agent.podStarted:
         raise RequestError("the pod is not started")
@@ -159,12 +156,12 @@ def _newContainer(agent: Agent, data: NewContainer) -> None:
     agent.containers[data.id] = container
 
 
-def _newcontainer(agent: Agent, body: bytes) -> bytes:
+def _newcontainer(agent: AgentPort, body: bytes) -> bytes:
     _newContainer(agent, read(NewContainer, body, agent.dialect))
     return b""
 
 
-def _execcmd(agent: Agent, body: bytes) -> bytes:
+def _execcmd(agent: AgentPort, body: bytes) -> bytes:
     data = read(ExecCmd, body, agent.dialect)
     process = _checked(data.process)
     _crashForIds(agent)
@@ -182,7 +179,7 @@ def _execcmd(agent: Agent, body: bytes) -> bytes:
     return b""
 
 
-def _crashForIds(agent: Agent) -> None:
+def _crashForIds(agent: AgentPort) -> None:
     """hyperstart 1.x compares the ids of its processes without a check for none."""
     if agent.strict and agent.dialect is Dialect.HYPERSTART1:
         for container in (agent.besideInit, *agent.containers.values()):
@@ -190,7 +187,7 @@ def _crashForIds(agent: Agent) -> None:
                 raise Crash("a process was started without an id")
 
 
-def _killcontainer(agent: Agent, body: bytes) -> bytes:
+def _killcontainer(agent: AgentPort, body: bytes) -> bytes:
     data = read(KillContainer, body, agent.dialect)
     container = _container(agent, data.container)
     if agent.cc and not 0 <= data.signal <= MAX_SIGNAL:
@@ -215,7 +212,7 @@ def _signal(process: Process | None, number: int) -> None:
         raise RequestError(f"cannot send signal {number}: {error}") from None
 
 
-def _signalprocess(agent: Agent, body: bytes) -> bytes:
+def _signalprocess(agent: AgentPort, body: bytes) -> bytes:
     data = read(SignalProcess, body, agent.dialect)
     if agent.strict and not data.process:
         raise Crash("signalprocess without a process")
@@ -223,7 +220,7 @@ def _signalprocess(agent: Agent, body: bytes) -> bytes:
     return b""
 
 
-def _processById(agent: Agent, containerId: str, id: str) -> Process:
+def _processById(agent: AgentPort, containerId: str, id: str) -> Process:
     _crashForIds(agent)
     beside = containerId == BESIDE_INIT
     container = agent.besideInit if beside else _container(agent, containerId)
@@ -233,7 +230,7 @@ def _processById(agent: Agent, containerId: str, id: str) -> Process:
     return process
 
 
-def _winsize(agent: Agent, body: bytes) -> bytes:
+def _winsize(agent: AgentPort, body: bytes) -> bytes:
     data = read(WinSize, body, agent.dialect)
     if agent.cc and not (0 <= data.row <= 0xFFFF and 0 <= data.column <= 0xFFFF):
         raise RequestError("row and column have 16 bits")
@@ -251,7 +248,7 @@ def _winsize(agent: Agent, body: bytes) -> bytes:
     return b""
 
 
-def _removecontainer(agent: Agent, body: bytes) -> bytes:
+def _removecontainer(agent: AgentPort, body: bytes) -> bytes:
     data = read(RemoveContainer, body, agent.dialect)
     container = _container(agent, data.container)
     if container.running or (agent.cc and container.processes):
@@ -260,11 +257,11 @@ def _removecontainer(agent: Agent, body: bytes) -> bytes:
     return b""
 
 
-def _removecontainer1(agent: Agent, body: bytes) -> bytes:
+def _removecontainer1(agent: AgentPort, body: bytes) -> bytes:
     raise RequestError("hyperstart 1.x removes no container")
 
 
-def _pscontainer(agent: Agent, body: bytes) -> bytes | None:
+def _pscontainer(agent: AgentPort, body: bytes) -> bytes | None:
     data = read(PsContainer, body, agent.dialect)
     pids = agent.machine.members(_container(agent, data.container).number)
     if data.format == "json":
@@ -302,7 +299,7 @@ def _table(output: bytes | None, pids: list[int]) -> bytes:
 # Files, and what the embedded agent only checks
 
 
-def _readfile(agent: Agent, body: bytes) -> bytes:
+def _readfile(agent: AgentPort, body: bytes) -> bytes:
     data = read(File, body, agent.dialect)
     _container(agent, data.container)
     try:
@@ -311,7 +308,7 @@ def _readfile(agent: Agent, body: bytes) -> bytes:
         raise RequestError(str(error)) from None
 
 
-def _writefile(agent: Agent, body: bytes) -> bytes:
+def _writefile(agent: AgentPort, body: bytes) -> bytes:
     # The content follows the first brace that closes, whether or not the JSON ends there.
     end = body.find(b"}") + 1
     data = read(File, body[:end], agent.dialect)
@@ -323,12 +320,12 @@ def _writefile(agent: Agent, body: bytes) -> bytes:
     return b""
 
 
-def _setupinterface(agent: Agent, body: bytes) -> bytes:
+def _setupinterface(agent: AgentPort, body: bytes) -> bytes:
     read(NetworkInterface, body, agent.dialect)
     return b""
 
 
-def _setuproute(agent: Agent, body: bytes) -> bytes:
+def _setuproute(agent: AgentPort, body: bytes) -> bytes:
     read(SetupRoute, body, agent.dialect)
     return b""
 

@@ -4,8 +4,8 @@ What runs in the agent's pod: containers and their processes, and how their ends
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import attrs
 import msgspec
@@ -14,16 +14,50 @@ from zope.interface import implementer
 from ..wire.codes import ControlCode, Dialect
 from ..wire.messages import IO_HEADER, encodeControl, encodeIO
 from . import payloads
-from .interfaces import IRunning, IRunningSink, Program, Root, StartError
-
-if TYPE_CHECKING:
-    from .agent import Agent
+from .channel import Channel
+from .interfaces import IMachine, IRunning, IRunningSink, Program, Root, StartError
 
 #: The most output in one message, in bytes: cc's, and hyperstart's without the header.
 CC_OUTPUT = 1024
 HYPERSTART_OUTPUT = 10240 - IO_HEADER.size
 #: The stdin buffer of a process in a real hyperstart, in bytes.
 HYPERSTART_STDIN = 512
+
+
+class AgentPort(Protocol):
+    """
+    The agent, as its commands and its processes know it.
+
+    L{ccproxy.agent.agent.Agent} says what each member is.
+    """
+
+    dialect: Dialect
+    strict: bool
+    machine: IMachine
+    control: Channel
+    io: Channel
+    containers: dict[str, Container]
+    besideInit: Container
+    podStarted: bool
+    outputFlows: bool
+    whenEnded: Callable[[], None] | None
+    afterAnswer: list[Callable[[], None]]
+
+    @property
+    def cc(self) -> bool: ...
+    @property
+    def anyProcess(self) -> bool: ...
+    @property
+    def anyContainer(self) -> bool: ...
+    def acknowledge(self, body: bytes) -> None: ...
+    def refuse(self, code: int, text: str) -> None: ...
+    def newContainer(self, id: str) -> Container: ...
+    def startProcess(self, process: Process) -> None: ...
+    def byNumber(self, number: int) -> Process | None: ...
+    def processEnded(self, process: Process) -> None: ...
+    def stdinDrained(self, process: Process) -> None: ...
+    def fail(self, reason: str) -> None: ...
+    def end(self) -> None: ...
 
 
 @attrs.define(eq=False)
@@ -65,7 +99,7 @@ class Process:
     @ivar status: its exit status, once it has ended.
     """
 
-    def __init__(self, agent: Agent, container: Container, data: payloads.Process) -> None:
+    def __init__(self, agent: AgentPort, container: Container, data: payloads.Process) -> None:
         self.agent = agent
         self.container = container
         self.id: str | None = data.id or (str(data.stdio) if agent.cc else None)

@@ -76,6 +76,7 @@ class Connector:
     """
     Connects VMs' sockets.
 
+    @ivar poller: watches the sockets.
     @ivar registry: whose VMs they are; set once it exists.
     @ivar directories: where the sockets must be, links resolved; anywhere if there are none.
     """
@@ -84,7 +85,7 @@ class Connector:
     registry: Registry
 
     def __init__(self, poller: Poller, directories: Sequence[str] = ()) -> None:
-        self._poller = poller
+        self.poller = poller
         self.directories = [os.path.realpath(directory) for directory in directories]
         self._sockets: dict[VM, _Sockets] = {}
         self._holders: dict[_Identity, VM] = {}
@@ -111,7 +112,7 @@ class Connector:
                 (IOChannel(self.registry), request.ioSerial),
                 (ControlChannel(self.registry), request.ctlSerial),
             ):
-                await connectUNIX(self._poller, path, channel, self.registry.limits.readyTimeout)
+                await connectUNIX(self.poller, path, channel, self.registry.limits.readyTimeout)
                 sockets.channels.append(channel)
             io, control = sockets.channels
             controlSink, ioSink = vm.connected(control.connection, io.connection)
@@ -228,7 +229,7 @@ class Connector:
             try:
                 if connection is not None:
                     console = self._console(vm, sockets)
-                    attach(self._poller, connection, vm.request.console or "", console)
+                    attach(self.poller, connection, vm.request.console or "", console)
                     sockets.console = console
                 elif vm.request.console:
                     self._openConsole(vm, sockets)
@@ -256,7 +257,7 @@ class Connector:
             holder = self._holders.get(self._identify(path))
             if holder is not None:
                 raise RegistryError(f"{path} is a channel of VM {holder.containerId}")
-            await connectUNIX(self._poller, path, console, CONSOLE_RETRY)
+            await connectUNIX(self.poller, path, console, CONSOLE_RETRY)
             sockets.console = console
         except CancelledError:
             return

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, epoll
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
@@ -26,9 +26,6 @@ from zope.interface import Interface, implementer
 
 from .deadlines import Deadlines
 from .monotonic import useMonotonicTime
-
-if TYPE_CHECKING:
-    from .transport import StreamTransport
 
 #: Bits of an event that say that the peer has closed its end, wholly or for writing.
 HANGUP = EPOLLRDHUP | EPOLLHUP | EPOLLERR
@@ -75,6 +72,39 @@ class Reactor(Protocol):
         """Call C{callable(*args)} in C{delay} seconds."""
 
 
+class Pollable(Protocol):
+    """
+    A transport, as the poller knows it.
+
+    @ivar queued: whether it waits for its step in the queue; set by the poller alone.
+    @ivar peer: the other end, for the log.
+    """
+
+    queued: bool
+
+    @property
+    def peer(self) -> str: ...
+
+    def fileno(self) -> int:
+        """Return the descriptor of its socket."""
+
+    def happened(self, events: int) -> None:
+        """
+        React to a change of the socket.
+
+        @param events: what C{epoll} says about it.
+        """
+
+    def proceed(self) -> None:
+        """Do what was put off until this step."""
+
+    def restOverdue(self) -> None:
+        """React to a unit whose end has not come within L{REST_TIMEOUT}."""
+
+    def fail(self, reason: Failure) -> None:
+        """Close for a reason that its protocol is told."""
+
+
 @implementer(IReadDescriptor)
 class Poller:
     """
@@ -95,13 +125,13 @@ class Poller:
         self.deadlines = Deadlines(reactor, self)
         self.scratch: memoryview | None = memoryview(bytearray(READ_SIZE))
         self._epoll = epoll()
-        self._transports: dict[int, StreamTransport] = {}
-        self._queue: deque[StreamTransport] = deque()
+        self._transports: dict[int, Pollable] = {}
+        self._queue: deque[Pollable] = deque()
         self._removed: set[int] = set()
         self._working = False
         self._nextTurn: IDelayedCall | None = None
-        self.whenRest: Callable[[StreamTransport, int], object] | None = None
-        self._cut: set[StreamTransport] = set()
+        self.whenRest: Callable[[Any, int], object] | None = None
+        self._cut: set[Pollable] = set()
         self._readable: dict[int, Callable[[], None]] = {}
         self._followerReady = False
         self._quiet = True
@@ -111,7 +141,7 @@ class Poller:
         else:
             reactor.addReader(self)
 
-    def add(self, transport: StreamTransport) -> None:
+    def add(self, transport: Pollable) -> None:
         """
         Watch a transport's socket for input and hang-up.
 
@@ -144,7 +174,7 @@ class Poller:
         """
         self._epoll.modify(fd, _READING | EPOLLOUT if wanted else _READING)
 
-    def remove(self, transport: StreamTransport) -> None:
+    def remove(self, transport: Pollable) -> None:
         """Forget a transport. Its socket must be open still, and be closed next."""
         fd = transport.fileno()
         if self._transports.pop(fd, None) is not None:
@@ -152,7 +182,7 @@ class Poller:
             # The descriptor may be another socket's before the events at hand are through.
             self._removed.add(fd)
 
-    def enqueue(self, transport: StreamTransport) -> None:
+    def enqueue(self, transport: Pollable) -> None:
         """Call C{transport.proceed()} soon, and never from within this call."""
         if not transport.queued:
             transport.queued = True
@@ -160,7 +190,7 @@ class Poller:
             if not self._working:
                 self._continueSoon()
 
-    def waitForRest(self, transport: StreamTransport) -> None:
+    def waitForRest(self, transport: Pollable) -> None:
         """Call C{transport.restOverdue()} in a while."""
         if not self._cut:
             self.reactor.callLater(REST_TIMEOUT, self._restsOverdue)
@@ -240,7 +270,7 @@ class Poller:
         except Exception:
             self.failed(transport)
 
-    def failed(self, transport: StreamTransport) -> None:
+    def failed(self, transport: Pollable) -> None:
         """A protocol has raised an exception: that costs it its connection, and nobody else."""
         reason = Failure()
         self._log.failure(

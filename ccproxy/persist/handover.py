@@ -32,11 +32,10 @@ from ..net.connecting import ChannelsForm, Connector
 from ..net.listening import UNIXListener
 from ..net.ordinary import attach
 from ..net.passed import Passed, endAndClose, takePassed
-from ..net.polling import Poller
 from ..net.protocols import AgentChannel
 from ..net.transport import StreamTransport, skipUsed
-from ..service.pods import ListeningForm, Pods, listeningForm
 from .journal import JOURNAL, STAGING, Journal, keysInto, readJournal
+from .listeners import JoinedPods, ListeningForm, listeningForm
 from .outliving import contentsOf, sealedFile, waitingIn
 from .store import DescriptorStore
 
@@ -95,19 +94,12 @@ class Handover:
 
     _log = Logger()
 
-    def __init__(
-        self,
-        registry: Registry,
-        connector: Connector,
-        poller: Poller,
-        store: DescriptorStore,
-        pods: Pods,
-    ) -> None:
+    def __init__(self, connector: Connector, store: DescriptorStore, pods: JoinedPods) -> None:
         self.store = store
         self.listening: ListeningSocket | None = None
-        self._registry = registry
+        self._registry = connector.registry
         self._connector = connector
-        self._poller = poller
+        self._poller = connector.poller
         self._pods = pods
         self._form: HandoverForm | None = None
         self._crashed = False

@@ -32,7 +32,7 @@ from ..net.listening import UNIXListener
 from ..net.passed import inodeOf
 from ..net.polling import Poller
 from ..net.transport import StreamTransport
-from ..service.pods import ListeningForm, Pods, listeningForm
+from .listeners import JoinedPods, ListeningForm, listeningForm
 from .store import DescriptorStore
 
 #: How the name of a journal begins under which the manager keeps it.
@@ -148,7 +148,7 @@ class Journal:
         self._delay = MIN_RETRY
         self._since = -MAX_RETRY
         self._listener: UNIXListener | None = None
-        self._pods: Pods
+        self._pods: JoinedPods
         self._podForms: list[ListeningForm] = []
 
     @property
@@ -172,7 +172,7 @@ class Journal:
         self._store.keep(name, [made.reading])
         return made
 
-    def begin(self, listener: UNIXListener | None, pods: Pods) -> None:
+    def begin(self, listener: UNIXListener | None, pods: JoinedPods) -> None:
         """
         Write down everything, and from now on all that changes.
 

@@ -9,8 +9,9 @@ import resource
 import sys
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from twisted.application.service import IService
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.interfaces import IReactorTime
@@ -18,17 +19,18 @@ from twisted.logger import Logger
 
 from ..config.machine import checkMachine
 from ..errors import CCProxyError
-from ..net.binding import isPassed
+from ..net.binding import ListeningSocket, isPassed
+from .listeners import JoinedPods
 from .restarting import HANDED_OVER, KEEP_VARIABLE, WORKING_DESCRIPTORS
 from .store import DescriptorStore
 
 if TYPE_CHECKING:
     from ..config.settings import Settings
-    from ..service.proxy import ProxyService
+    from ..net.connecting import Connector
+    from ..net.listening import UNIXListener
+    from ..net.notify import Notifier
     from .handover import Handover
 
-#: Seconds that the log may take for its last lines.
-FLUSH_TIMEOUT = 2.0
 #: Seconds that a service may take to stop. A machine of processes gives up after 10 of them.
 STOP_TIMEOUT = 15.0
 #: Descriptors that clients cannot take, so that a restart always has those that it opens. With
@@ -65,6 +67,20 @@ async def stopInTime(service: Any, name: str, deadlines: IReactorTime) -> None:
         )
 
 
+class Listening(Protocol):
+    """
+    The client socket.
+
+    @ivar taken: the listening socket to use, instead of a new one.
+    """
+
+    taken: ListeningSocket | None
+
+    @property
+    def listener(self) -> UNIXListener | None:
+        """What accepts clients, once it has started."""
+
+
 def _advice(wanted: bool, managed: bool) -> str:
     if managed:
         return "start the daemon with --keep-descriptors"
@@ -89,24 +105,33 @@ class Restart:
 
     def __init__(
         self,
-        proxy: ProxyService,
         settings: Settings,
-        reactor: Any,
-        environment: MutableMapping[str, str],
         read: Callable[[], Settings],
+        environment: MutableMapping[str, str],
+        notifier: Notifier,
+        connector: Connector,
+        listening: Listening,
+        pods: JoinedPods,
+        embedded: IService,
+        flushLog: Callable[[], object],
     ) -> None:
         """
-        @param environment: that of the process; what is not for its children is removed.
         @param read: reads the configuration, as the next process will.
+        @param environment: that of the process; what is not for its children is removed.
+        @param embedded: the embedded VMs, which no restart keeps.
+        @param flushLog: writes the last lines of the log.
         """
-        self._proxy = proxy
-        self._reactor = reactor
-        self._environment = environment
         self._read = read
+        self._environment = environment
+        self._connector = connector
+        self._reactor: Any = connector.poller.reactor
+        self._listening = listening
+        self._pods = pods
+        self._embedded = embedded
+        self._flushLog = flushLog
         self._underWay = self._insists = False
         self._reserve: list[int] = []
         wanted = settings.keepDescriptors or environment.pop(KEEP_VARIABLE, "") == "1"
-        notifier = proxy.systemd.notifier
         self.keeps = wanted and notifier.present
         self._useless = wanted and not notifier.present
         self.advice = "" if self.keeps else _advice(wanted, notifier.present)
@@ -126,18 +151,15 @@ class Restart:
             return  # and a daemon without either has no use for what this imports
         from .handover import Handover
 
-        proxy, service = self._proxy, self._proxy.registry
-        self._handover = Handover(
-            service.registry, service.connector, service.poller, self._store, proxy.pods
-        )
+        self._handover = Handover(self._connector, self._store, self._pods)
         self._handover.take(self._environment)
         if self._handover.listening is not None:
-            proxy.listeningService.taken = self._handover.listening
+            self._listening.taken = self._handover.listening
 
     def resume(self) -> None:
         """Go on with it."""
         if self._handover is not None:
-            self._handover.resume(self._proxy.listeningService.listener, self.keeps)
+            self._handover.resume(self._listening.listener, self.keeps)
         self._fillReserve()
 
     def _fillReserve(self) -> None:
@@ -206,9 +228,9 @@ class Restart:
         return self.keeps
 
     async def _handOver(self) -> None:
-        deadlines = self._proxy.registry.poller.deadlines
-        await stopInTime(self._proxy.embedded, "embedded VMs", deadlines)
-        listener, handover = self._proxy.listeningService.listener, self._handover
+        deadlines = self._connector.poller.deadlines
+        await stopInTime(self._embedded, "embedded VMs", deadlines)
+        listener, handover = self._listening.listener, self._handover
         done = False
         try:
             with self._usingReserve():
@@ -221,7 +243,7 @@ class Restart:
         insists = self._insists
         self._underWay = self._insists = False
         if not insists:
-            self._proxy.embedded.startService()
+            self._embedded.startService()
             return
         try:
             self._reactor.stop()
@@ -233,9 +255,7 @@ class Restart:
         End this process at once: its sockets are not its own any more, and an ordinary end would
         close them in the eyes of their peers.
         """
-        log = self._proxy.daemonLog
-        if log is not None:
-            log.flush(FLUSH_TIMEOUT)
+        self._flushLog()
         for stream in (sys.stdout, sys.stderr):
             # One that was closed when the process began is None.
             with suppress(AttributeError, OSError, ValueError):

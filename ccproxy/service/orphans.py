@@ -47,6 +47,10 @@ class OrphanService(Service):
         super().stopService()
         cancel(self._wait)
 
+    def count(self) -> int:
+        """Return how many VMs are orphans."""
+        return len(self.orphans)
+
     def _look(self) -> None:
         self._wait = self._registry.clock.callLater(self._after / LOOKS, self._look)
         now = self._registry.clock.seconds()

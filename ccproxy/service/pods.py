@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import socket
 import time
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
-import attrs
 from twisted.application.service import Service
 from twisted.logger import Logger
 
@@ -24,35 +23,13 @@ from ..net.passed import Passed, inodeOf
 from ..net.polling import Poller
 from ..net.protocols import ProxyFactory
 from ..net.rights import Received
+from ..persist.listeners import ListeningForm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: Seconds between two looks at which VMs are still there.
 LOOK = 1.0
-
-
-@attrs.frozen
-class ListeningForm:
-    """
-    The client socket.
-
-    @ivar path: where it is.
-    @ivar made: what tells the file there from others.
-    @ivar served: of a pod, whether its VM has been registered.
-    """
-
-    key: int
-    path: str
-    made: Optional[tuple[int, int]] = None
-    served: bool = False
-
-
-def listeningForm(listener: UNIXListener | None) -> ListeningForm | None:
-    """The client socket, if there is one whose file we have made."""
-    if listener is None or listener.made is None:
-        return None
-    return ListeningForm(inodeOf(listener.fileno()), listener.path, listener.made)
 
 
 class CannotJoin(CCProxyError):

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 LOOK = 0.02
 #: Seconds between two looks at the file of the client socket.
 FILE_INTERVAL = 1.0
+#: Seconds that the log may take for its last lines before a restart.
+FLUSH_TIMEOUT = 2.0
 
 
 class RegistryService(Service):
@@ -238,7 +240,17 @@ class ProxyService(MultiService):
             services.append(self._ksm(settings.ksm))
         self.systemd = SystemdService(self.registry.registry, reactor, os.environ)
         self.pods = Pods(self.registry.registry, self.registry.poller, reactor)
-        self.restart = Restart(self, settings, reactor, os.environ, read or (lambda: settings))
+        self.restart = Restart(
+            settings,
+            read or (lambda: settings),
+            os.environ,
+            self.systemd.notifier,
+            self.registry.connector,
+            self.listeningService,
+            self.pods,
+            self.embedded,
+            self._flushLog,
+        )
         # The client socket comes after all else that may fail to listen, so that no client connects
         # to a daemon that does not start.
         services += [self.pods, *self._admin(), self.listeningService, self.systemd]
@@ -260,8 +272,9 @@ class ProxyService(MultiService):
         if settings.orphan == "report":
             from .orphans import OrphanService
 
-            orphans = OrphanService(registry.registry, settings.orphanAfter)
-            services.append(orphans)
+            looking = OrphanService(registry.registry, settings.orphanAfter)
+            services.append(looking)
+            orphans = looking.count
         if settings.adminPath is not None or settings.metricsAddress is not None:
             from ..admin.service import AdminService
 
@@ -287,6 +300,10 @@ class ProxyService(MultiService):
         self.daemonLog = log
         if log is not None:
             log.whenLevelSet = self._levelSet
+
+    def _flushLog(self) -> None:
+        if self.daemonLog is not None:
+            self.daemonLog.flush(FLUSH_TIMEOUT)
 
     def _levelSet(self, level: str) -> None:
         self.registry.registry.verbose = level == "debug"

@@ -251,7 +251,7 @@ class FailureTests(SynchronousTestCase):
         self.assertRegex(
             line,
             r'error it went wrong  error="ValueError: two\\nlines"'
-            r' at="test_logging.py:\d+\(logFailure\)"$',
+            r' at="test_daemonlog.py:\d+\(logFailure\)"$',
         )
         self.assertIn('traceback="Traceback (most', self.logFailure(Logged(level="debug")))
 

@@ -362,6 +362,15 @@ class JournalTests(SynchronousTestCase):
 class RestartTests(SynchronousTestCase):
     """Handing over when that goes wrong."""
 
+    def handover(self, world: World, store: DescriptorStore, around: Any) -> Handover:
+        """
+        A handover of what a world has.
+
+        @param around: stands for the connector, the poller and the pods.
+        """
+        around.registry, around.poller = world.registry, around
+        return Handover(around, store, around)
+
     def test_outdated(self) -> None:
         """A state counts only until the process that wrote it, or took it up, has gone on."""
         world = World()
@@ -369,7 +378,7 @@ class RestartTests(SynchronousTestCase):
         form = HandoverForm("0.1.0", [Snapshot()], generation=3)
         for journals, crashed in (((), False), ((3,), False), ((3, 4), True)):
             store = DescriptorStore(Notifier({}, world.clock), {})
-            handover = Handover(world.registry, around, around, store, around)
+            handover = self.handover(world, store, around)
             contents = {STATE: seal(msgspec.msgpack.encode(form))}
             contents.update((f"{JOURNAL}{number}", seal(b"")) for number in journals)
             files = []
@@ -387,7 +396,7 @@ class RestartTests(SynchronousTestCase):
         store = DescriptorStore(Notifier({}, world.clock), {})
         store.notifier = SimpleNamespace(discard=len, flush=lambda: True)  # type: ignore[assignment]
         store.passed(STATE, 0)
-        handover = Handover(world.registry, around, around, store, around)
+        handover = self.handover(world, store, around)
         state = HandoverForm("0.1.0", [write(world.registry, world.keyOf)])
         world.registry.forgetAll()
         handover._form = handover._salvaged(state)
@@ -411,7 +420,7 @@ class RestartTests(SynchronousTestCase):
         world = World()
         around: Any = SimpleNamespace()
         store = DescriptorStore(Notifier({}, world.clock), {})
-        handover = Handover(world.registry, around, around, store, around)
+        handover = self.handover(world, store, around)
         reading, writing = os.pipe()
         os.close(writing)
         self.assertIs(handover._read([Passed(reading, "staging-0-0", 0)]), None)
@@ -428,7 +437,7 @@ class RestartTests(SynchronousTestCase):
             present=True, flush=store._send, offer=lambda *_: True, clock=world.clock
         )
         self.patch(store, "settle", lambda timeout: False)
-        handover = Handover(world.registry, around, around, store, around)
+        handover = self.handover(world, store, around)
         handover.resume(None, keep=True)
         self.assertIn(f"{JOURNAL}1", store.kept)
         self.assertFalse(handover.handOver(None))
@@ -452,7 +461,7 @@ class RestartTests(SynchronousTestCase):
         )  # fmt: skip
         self.patch(store, "settle", lambda timeout: happened.append("settled"))
         self.patch(Resumed, "begin", lambda resumed: happened.append("begun"))
-        handover = Handover(world.registry, around, around, store, around)
+        handover = self.handover(world, store, around)
         handover._form = HandoverForm("0.1.0", [Snapshot()])
         handover.resume(None, keep=True)
         self.assertEqual(happened[-3:], [f"/{JOURNAL}1", "settled", "begun"])
@@ -491,10 +500,10 @@ class RestartTests(SynchronousTestCase):
             (True, False, "--keep-descriptors needs .*; start .* ccproxyctl supervise"),
             (True, True, ""),
         ):
-            notifier = SimpleNamespace(present=managed)
-            proxy: Any = SimpleNamespace(systemd=SimpleNamespace(notifier=notifier))
             settings: Any = SimpleNamespace(keepDescriptors=wanted)
-            advice = Restart(proxy, settings, Clock(), {}, Settings).advice
+            around: Any = SimpleNamespace(present=managed, poller=SimpleNamespace(reactor=None))
+            parts = around, around, around, around, around, bool
+            advice = Restart(settings, Settings, {}, *parts).advice
             self.assertRegex(advice, f"^{expected}$")
 
     def restart(self, stopEmbedded: Callable[[], object]) -> tuple[Restart, Any, list[str]]:
@@ -505,17 +514,17 @@ class RestartTests(SynchronousTestCase):
         """
         happened: list[str] = []
         reactor: Any = Clock()
-        proxy: Any = SimpleNamespace(
-            registry=SimpleNamespace(poller=SimpleNamespace(deadlines=reactor)),
-            systemd=SimpleNamespace(notifier=SimpleNamespace(present=True)),
-            listeningService=SimpleNamespace(listener=None),
-            embedded=SimpleNamespace(
-                stopService=stopEmbedded, startService=lambda: happened.append("started")
-            ),
+        around: Any = SimpleNamespace(
+            poller=SimpleNamespace(reactor=reactor, deadlines=reactor),
+            present=True,
+            listener=None,
+            stopService=stopEmbedded,
+            startService=lambda: happened.append("started"),
         )
         settings: Any = SimpleNamespace(keepDescriptors=True)
         reactor.stop = lambda: happened.append("stopped")
-        restart = Restart(proxy, settings, reactor, {}, lambda: settings)
+        parts = around, around, around, around, around, bool
+        restart = Restart(settings, lambda: settings, {}, *parts)
         self.patch(_restart, "RESERVE", 0)
 
         def handOver(listener: object) -> bool:
