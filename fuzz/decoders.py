@@ -13,7 +13,6 @@ from twisted.logger import Logger
 
 from ccproxy.config.goflags import FlagError, HelpWanted, parseFlags, usage
 from ccproxy.config.settings import Settings
-from ccproxy.core.relocation import StartData
 from ccproxy.errors import BadPayload, RemoteProtocolError, RequestError
 from ccproxy.log.daemonlog import DaemonLog
 from ccproxy.log.formats import FORMATS, asLine
@@ -31,6 +30,7 @@ from ccproxy.wire.messages import (
     encodeIO,
     readEvent,
 )
+from ccproxy.wire.relocation import StartData
 from ccproxy.wire.translation import SIZE, frameAround, runLength, translate
 
 from .reading import Input, pieces

@@ -21,8 +21,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..core.clock import cancel
-from ..net.address import MAX_PATH
 from ..net.deadlines import Deadlines
+from ..wire.codes import MAX_PATH
 from .protocols import ChannelProtocol
 
 #: How many clients can wait for their turn.

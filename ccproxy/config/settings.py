@@ -13,8 +13,8 @@ import attrs
 
 from ..core.limits import MAX_COUNT, MAX_SECONDS, Limits
 from ..errors import CCProxyError
-from ..net.address import DEFAULT_SOCKET, MAX_PATH, adminPath
-from ..wire.codes import Dialect
+from ..net.address import DEFAULT_SOCKET, adminPath
+from ..wire.codes import MAX_PATH, Dialect
 from ..wire.text import checkUTF8
 
 #: What can be done about the kernel's samepage merging: stop it, leave it alone, pace it.

@@ -9,23 +9,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import attrs
 from zope.interface import implementer
 
 from ..errors import BadPayload, LimitReached, RemoteProtocolError, RequestError
 from ..interfaces import IConnection, IStreamSink
 from ..wire.codes import Command, FrameType, Stream
-from ..wire.frames import HEADER, HEADER_WORDS, VERSION, Frame, encodeFrame, readFrame
-from ..wire.payloads import ErrorResponse, LogEntry, decode, encode
+from ..wire.frames import HEADER, HEADER_WORDS, VERSION, Frame, readFrame
+from ..wire.payloads import LogEntry, decode
 from ..wire.translation import runLength
 from .clock import Wait, cancel
+from .commands import Slot, StartCommand
 from .outlet import Outlet
 from .repair import turn
 from .requests import REQUESTS
 from .states import CLIENT_TABLE, ClientInput, ClientState, advance
 
 if TYPE_CHECKING:
-    from .commands import StartCommand
     from .registry import Registry
     from .session import Session
     from .vm import VM
@@ -35,48 +34,6 @@ _STDIN = HEADER.pack(VERSION, HEADER_WORDS, FrameType.STREAM, Stream.STDIN, 0)[:
 
 #: The most characters of a reason that is remembered, so as not to be said twice.
 MAX_REASON = 256
-
-
-@attrs.define(eq=False)
-class Slot:
-    """
-    The place of one command's response.
-
-    @ivar client: whose command it is.
-    @ivar opcode: the command's opcode.
-    @ivar reply: the response frame, once there is one. The first one counts.
-    @ivar began: when the command came, in seconds of the clock.
-    """
-
-    client: Client
-    opcode: int
-    reply: bytes | None = None
-    began: float = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.began = self.client.registry.clock.seconds()
-
-    def answer(self, payload: bytes = b"") -> None:
-        """Send a response."""
-        self._set(encodeFrame(FrameType.RESPONSE, self.opcode, payload), None)
-
-    def fail(self, error: RequestError) -> None:
-        """Send an error response."""
-        if self.reply is None:
-            self.client.failed(self.opcode, error)
-            payload = encode(ErrorResponse(str(error)))
-            self._set(encodeFrame(FrameType.RESPONSE, self.opcode, payload, error=True), error)
-
-    def settled(self, error: RequestError | None = None) -> None:
-        """Note what became of the command, and how long it took."""
-        registry = self.client.registry
-        registry.tally.command(self.opcode, registry.clock.seconds() - self.began, error)
-
-    def _set(self, frame: bytes, error: RequestError | None) -> None:
-        if self.reply is None:
-            self.settled(error)
-            self.reply = frame
-            self.client.sendReplies()
 
 
 @implementer(IStreamSink)

@@ -6,17 +6,62 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import msgspec
 
 from ..errors import AgentError, RequestError
-from ..wire.codes import HYPERSTART1_API, ControlCode, Dialect, hyperCode
-from ..wire.payloads import SIGWINCH, Signal
+from ..wire.codes import HYPERSTART1_API, ControlCode, Dialect, FrameType, hyperCode
+from ..wire.frames import encodeFrame
+from ..wire.payloads import SIGWINCH, ErrorResponse, Signal, encode
+from ..wire.relocation import StartData
 
 if TYPE_CHECKING:
-    from .client import Client, Slot
-    from .relocation import StartData
+    from ..wire.relocation import StartData
+    from .client import Client
     from .session import Session
     from .vm import VM
+
+
+@attrs.define(eq=False)
+class Slot:
+    """
+    The place of one command's response.
+
+    @ivar client: whose command it is.
+    @ivar opcode: the command's opcode.
+    @ivar reply: the response frame, once there is one. The first one counts.
+    @ivar began: when the command came, in seconds of the clock.
+    """
+
+    client: Client
+    opcode: int
+    reply: bytes | None = None
+    began: float = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.began = self.client.registry.clock.seconds()
+
+    def answer(self, payload: bytes = b"") -> None:
+        """Send a response."""
+        self._set(encodeFrame(FrameType.RESPONSE, self.opcode, payload), None)
+
+    def fail(self, error: RequestError) -> None:
+        """Send an error response."""
+        if self.reply is None:
+            self.client.failed(self.opcode, error)
+            payload = encode(ErrorResponse(str(error)))
+            self._set(encodeFrame(FrameType.RESPONSE, self.opcode, payload, error=True), error)
+
+    def settled(self, error: RequestError | None = None) -> None:
+        """Note what became of the command, and how long it took."""
+        registry = self.client.registry
+        registry.tally.command(self.opcode, registry.clock.seconds() - self.began, error)
+
+    def _set(self, frame: bytes, error: RequestError | None) -> None:
+        if self.reply is None:
+            self.settled(error)
+            self.reply = frame
+            self.client.sendReplies()
 
 
 class ControlCommand:

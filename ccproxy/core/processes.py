@@ -15,7 +15,7 @@ from .session import FIRST_PROCESS, Session
 from .states import SessionState
 
 if TYPE_CHECKING:
-    from .client import Slot
+    from .commands import Slot
     from .vm import VM
 
 #: The sequence numbers of the null session: docs/protocol, "Relocation".

@@ -14,9 +14,10 @@ from twisted.logger import Logger, LogLevel
 from ..errors import LimitReached, RegistryError, RequestError, UnknownVM
 from ..interfaces import IConnection, IConnector
 from ..wire.codes import Dialect
-from ..wire.payloads import IOResponse, LogEntry, RegisterVM, encode
-from .client import Client, Slot
+from ..wire.payloads import IOResponse, LogEntry, RegisterVM, checkPath, encode
+from .client import Client
 from .clock import Clock, Wait
+from .commands import Slot
 from .flow import Budget
 from .limits import Limits
 from .repair import run
@@ -24,9 +25,6 @@ from .session import Session
 from .states import VMState
 from .tally import Tally
 from .vm import VM, checkFree
-
-#: The longest path of a socket, in bytes.
-MAX_PATH = 107
 
 
 def randomToken() -> str:
@@ -393,20 +391,3 @@ class Registry:
             for session in list(self.tokens.values()):
                 run(self, session.end)
         self.vms.clear()
-
-
-def checkPath(field: str, path: str) -> None:
-    """
-    @raise RegistryError: C{path} cannot be the path of a socket.
-    """
-    problem = None
-    if not path:
-        problem = "is empty"
-    elif not path.startswith("/"):
-        problem = f"is no absolute path: {path[:MAX_PATH]!r}"
-    elif "\0" in path:
-        problem = "has a NUL byte"
-    elif len(path.encode("utf-8", "surrogatepass")) > MAX_PATH:
-        problem = f"is longer than {MAX_PATH} bytes: {path[:MAX_PATH]!r}..."
-    if problem is not None:
-        raise RegistryError(f"malformed RegisterVM command: {field} {problem}")

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar, cas
 from ..errors import InternalError
 
 if TYPE_CHECKING:
-    from .client import Slot
-    from .commands import ControlCommand
+    from .commands import ControlCommand, Slot
     from .registry import Registry
     from .session import Session
     from .vm import VM

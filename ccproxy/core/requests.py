@@ -23,13 +23,14 @@ from ..wire.payloads import (
     UnregisterVM,
     decode,
 )
+from ..wire.relocation import StartData
 from .commands import HyperCommand, StartCommand
-from .relocation import StartData
 from .session import requireSession, unusable
 from .states import VMState
 
 if TYPE_CHECKING:
-    from .client import Client, Slot
+    from .client import Client
+    from .commands import Slot
 
 _STARTS = (ControlCode.NEWCONTAINER, ControlCode.EXECCMD)
 

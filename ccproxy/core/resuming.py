@@ -12,20 +12,21 @@ from zope.interface import implementer
 from ..errors import RequestError, VMGone
 from ..interfaces import IConnection, IStreamSink
 from ..wire.decoder import Buffer
+from ..wire.relocation import StartData
 from .channels import ControlSink, IOSink
-from .client import Client, Slot
+from .client import Client
 from .commands import (
     ControlCommand,
     HyperCommand,
     PingCommand,
     SignalCommand,
+    Slot,
     StartCommand,
     VersionCommand,
 )
 from .consistency import check
 from .outlet import Outlet
 from .registry import Registry
-from .relocation import StartData
 from .repair import run
 from .session import Session
 from .snapshot import (
@@ -42,7 +43,7 @@ from .snapshot import (
     VMForm,
 )
 from .states import ClientState, VMState
-from .traffic import Traffic
+from .tally import Traffic
 from .vm import VM
 
 #: The waits of a VM that can be taken up.

@@ -28,7 +28,8 @@ from .states import SESSION_TABLE, SessionInput, SessionState, advance
 from .stdin import StdinQueue
 
 if TYPE_CHECKING:
-    from .client import Client, Slot
+    from .client import Client
+    from .commands import Slot
     from .vm import VM
 
 SIGKILL = 9

@@ -14,7 +14,7 @@ from ..wire.payloads import Signal
 from .clock import Wait, cancel
 
 if TYPE_CHECKING:
-    from .client import Slot
+    from .commands import Slot
     from .session import Session
 
 

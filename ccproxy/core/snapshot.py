@@ -79,7 +79,7 @@ class SlotForm:
 
 @attrs.define
 class StartForm:
-    """A L{StartData <ccproxy.core.relocation.StartData>}."""
+    """A L{StartData <ccproxy.wire.relocation.StartData>}."""
 
     container: str
     process: Optional[str]

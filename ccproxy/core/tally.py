@@ -8,17 +8,34 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 from weakref import WeakSet
 
-from ..errors import RequestError
-from .traffic import Traffic
+import attrs
 
-if TYPE_CHECKING:
-    from .vm import VM
+from ..errors import RequestError
 
 #: The upper bounds of the classes that durations are counted in, in seconds.
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
+
+
+@attrs.define(eq=False, weakref_slot=False)
+class Traffic:
+    """
+    What one VM has had since it was registered, headers included.
+
+    Each chunk is counted as a whole, so that counting costs nothing that can be measured.
+
+    @ivar outFrames: messages with output, from the agent to shims.
+    @ivar outBytes: their bytes.
+    @ivar inFrames: messages with stdin, to the agent.
+    @ivar inBytes: their bytes.
+    """
+
+    outFrames: int = 0
+    outBytes: int = 0
+    inFrames: int = 0
+    inBytes: int = 0
 
 
 class Durations:
@@ -42,6 +59,14 @@ class Durations:
         self.total += seconds
 
 
+class Counted(Protocol):
+    """A VM, as far as its traffic is concerned."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """What it has had."""
+
+
 class Tally:
     """
     The numbers.
@@ -63,7 +88,7 @@ class Tally:
         self.errors: Counter[type[RequestError]] = Counter()
         self.blocked = 0.0
         self.traffic = Traffic()
-        self._closed: WeakSet[VM] = WeakSet()
+        self._closed: WeakSet[Counted] = WeakSet()
 
     def command(self, opcode: int, seconds: float, error: RequestError | None) -> None:
         """A client's command was answered."""
@@ -83,13 +108,13 @@ class Tally:
             durations = self.acknowledged[key] = Durations()
         durations.add(seconds)
 
-    def closed(self, vm: VM) -> None:
+    def closed(self, vm: Counted) -> None:
         """The channels of C{vm} are closed. Calling it twice is no harm."""
         if vm not in self._closed:
             self._closed.add(vm)
             self.traffic = sumOf([self.traffic, vm.traffic])
 
-    def total(self, vms: Iterable[VM]) -> Traffic:
+    def total(self, vms: Iterable[Counted]) -> Traffic:
         """
         What all VMs have had, those that are gone included.
 

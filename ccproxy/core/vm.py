@@ -31,10 +31,11 @@ from .processes import Processes
 from .starts import Starts
 from .states import VM_TABLE, VMInput, VMState, advance
 from .stdin import StdinScheduler
-from .traffic import Traffic
+from .tally import Traffic
 
 if TYPE_CHECKING:
-    from .client import Client, Slot
+    from .client import Client
+    from .commands import Slot
     from .registry import Registry
 
 #: Seconds for which the other channel is read on after one has closed: what had come is read by

@@ -14,13 +14,15 @@ import attrs
 
 from ..errors import LocalProtocolError
 from ..interfaces import IConnection
-from .client import Client, Slot
+from ..wire.relocation import StartData
+from .client import Client
 from .clock import Wait
 from .commands import (
     ControlCommand,
     HyperCommand,
     PingCommand,
     SignalCommand,
+    Slot,
     SlotCommand,
     StartCommand,
     VersionCommand,
@@ -28,7 +30,6 @@ from .commands import (
 from .flow import Flow
 from .outlet import Outlet
 from .registry import Registry
-from .relocation import StartData
 from .session import Session
 from .snapshot import (
     ClientForm,
@@ -45,7 +46,7 @@ from .snapshot import (
     VMForm,
 )
 from .states import ClientState
-from .traffic import Traffic
+from .tally import Traffic
 from .vm import VM
 
 T = TypeVar("T")

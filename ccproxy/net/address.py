@@ -4,14 +4,14 @@ How the proxy's socket is named: C{unix://PATH}, or just the path.
 
 from __future__ import annotations
 
+from ..wire.codes import MAX_PATH
+
 #: Where the proxy listens if nobody says otherwise.
 DEFAULT_SOCKET = "/var/run/clear-containers/proxy.sock"
 #: The same, without the link that /var/run is, as systemd names the socket that it passes.
 _DEFAULT_SOCKETS = (DEFAULT_SOCKET, DEFAULT_SOCKET.removeprefix("/var"))
 #: Where it can be asked and told by the operator, with that socket.
 DEFAULT_ADMIN_SOCKET = "/run/ccproxy/admin.sock"
-#: The longest path that fits a socket's address, in bytes.
-MAX_PATH = 107
 
 
 def socketPath(url: str) -> str:

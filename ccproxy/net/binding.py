@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 import attrs
 
 from ..errors import CCProxyError
-from .address import MAX_PATH
+from ..wire.codes import MAX_PATH
 
 #: Connections that may wait until they are accepted.
 BACKLOG = 512

@@ -19,7 +19,6 @@ from twisted.logger import LogEvent, Logger, LogLevel
 from twisted.python.failure import Failure
 
 from .. import __version__
-from ..core.console import ConsoleForm, resumeConsoles, writeConsoles
 from ..core.registry import Registry
 from ..core.resuming import Resumed, TrialConnection, resume
 from ..core.salvage import salvage
@@ -34,6 +33,7 @@ from ..net.ordinary import attach
 from ..net.passed import Passed, endAndClose, takePassed
 from ..net.protocols import AgentChannel
 from ..net.transport import StreamTransport, skipUsed
+from .consoles import ConsoleForm, resumeConsoles, writeConsoles
 from .journal import JOURNAL, STAGING, Journal, keysInto, readJournal
 from .listeners import JoinedPods, ListeningForm, listeningForm
 from .outliving import contentsOf, sealedFile, waitingIn

@@ -24,7 +24,7 @@ import attrs
 
 from ..agent.guestports import CONTROL, IO
 from ..errors import CCProxyError
-from ..net.address import MAX_PATH
+from ..wire.codes import MAX_PATH
 from .image import withAgent
 from .monitor import Monitor
 

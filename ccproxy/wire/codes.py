@@ -9,6 +9,9 @@ from enum import Enum, IntEnum
 
 from ..errors import UnknownHyperName
 
+#: The longest path of a UNIX socket, in bytes.
+MAX_PATH = 107
+
 
 class FrameType(IntEnum):
     """The low nibble of byte 6 of a client frame."""

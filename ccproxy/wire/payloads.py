@@ -13,7 +13,8 @@ import attrs
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
-from ..errors import BadPayload, LocalProtocolError
+from ..errors import BadPayload, LocalProtocolError, RegistryError
+from .codes import MAX_PATH
 from .text import notUTF8
 
 #: The most I/O tokens that one command can ask for.
@@ -194,3 +195,23 @@ def encode(payload: object) -> bytes:
         return _encoder.encode(payload)
     except UnicodeEncodeError as error:
         raise LocalProtocolError(notUTF8(error.object)) from None
+
+
+def checkPath(field: str, path: str) -> None:
+    """
+    Check a path of a RegisterVM.
+
+    @param field: the payload's field that has it.
+    @raise RegistryError: it cannot be the path of a socket.
+    """
+    problem = None
+    if not path:
+        problem = "is empty"
+    elif not path.startswith("/"):
+        problem = f"is no absolute path: {path[:MAX_PATH]!r}"
+    elif "\0" in path:
+        problem = "has a NUL byte"
+    elif len(path.encode("utf-8", "surrogatepass")) > MAX_PATH:
+        problem = f"is longer than {MAX_PATH} bytes: {path[:MAX_PATH]!r}..."
+    if problem is not None:
+        raise RegistryError(f"malformed RegisterVM command: {field} {problem}")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ccproxy.core.channels import PLAUSIBLE
+from ccproxy.core.resync import PLAUSIBLE
 from ccproxy.wire.codes import Command, ControlCode, FrameType, Stream
 from ccproxy.wire.frames import encodeStream
 from ccproxy.wire.messages import encodeIO

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.core import channels
-from ccproxy.core.channels import PLAUSIBLE, findBeginning
 from ccproxy.core.client import Client
+from ccproxy.core.resync import PLAUSIBLE, findBeginning
 from ccproxy.core.stdin import TURN, StdinScheduler
 from ccproxy.core.vm import VM
 from ccproxy.wire.codes import Command, Dialect, FrameType, Stream

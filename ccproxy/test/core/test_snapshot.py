@@ -16,15 +16,14 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.core import snapshot
-from ccproxy.core.client import Client, Slot
-from ccproxy.core.commands import ControlCommand, HyperCommand, SignalCommand, StartCommand
+from ccproxy.core.client import Client
+from ccproxy.core.commands import ControlCommand, HyperCommand, SignalCommand, Slot, StartCommand
 from ccproxy.core.control import ControlQueue
 from ccproxy.core.flow import Flow
 from ccproxy.core.outlet import Outlet
 from ccproxy.core.output import Output
 from ccproxy.core.processes import Processes
 from ccproxy.core.registry import Registry
-from ccproxy.core.relocation import StartData
 from ccproxy.core.resuming import NoConnection, TrialConnection, resume
 from ccproxy.core.salvage import Dropped, salvage
 from ccproxy.core.session import Session
@@ -44,6 +43,7 @@ from ccproxy.interfaces import IConnection
 from ccproxy.wire.codes import Command, ControlCode, Dialect, FrameType, Stream
 from ccproxy.wire.frames import encodeFrame, encodeProcessExited, encodeStream
 from ccproxy.wire.messages import CONTROL_HEADER, encodeControl, encodeIO, readMessage
+from ccproxy.wire.relocation import StartData
 
 from ..memory import MemoryConnection, MemoryConnector, World, command, startData
 

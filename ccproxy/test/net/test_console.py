@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from ...core import console
-from ...core.console import ConsoleForm, ConsoleRing, resumeConsoles, writeConsoles
+from ...core.console import ConsoleRing
 from ...net.buffered import IBufferedProtocol
 from ...net.console import LONGEST_LINE, MOST_LINES, Console
 from ...net.ordinary import attach
+from ...persist import consoles
+from ...persist.consoles import ConsoleForm, resumeConsoles, writeConsoles
 from ...persist.handover import HandoverForm
 from ..memory import World
 from ..sockets import SocketCase
@@ -113,11 +114,11 @@ class RestartTests(SynchronousTestCase):
 
     def test_bounded(self) -> None:
         """Where it is too much together, the last of each is kept; who is silent has no share."""
-        self.patch(console, "MOST_WRITTEN", 3000)
-        consoles = self.restarted(self.world(b"a" * 4000, b"b" * 10, b"", b"c" * 1500 + b"end"))
-        sizes = {name: ring.end - ring.start for name, ring in consoles.items()}
+        self.patch(consoles, "MOST_WRITTEN", 3000)
+        rings = self.restarted(self.world(b"a" * 4000, b"b" * 10, b"", b"c" * 1500 + b"end"))
+        sizes = {name: ring.end - ring.start for name, ring in rings.items()}
         self.assertEqual(sizes, {"vm0": 1000, "vm1": 10, "vm2": 0, "vm3": 1000})
-        self.assertTrue(consoles["vm3"].since(0).endswith(b"cend"))
+        self.assertTrue(rings["vm3"].since(0).endswith(b"cend"))
 
     def test_smaller(self) -> None:
         """A next process that keeps less takes less up."""

@@ -17,7 +17,7 @@ import attrs
 from msgspec import Raw, UnsetType
 
 from ..errors import BadPayload, RequestError
-from ..wire.payloads import decode
+from .payloads import decode
 
 #: What hyperstart 0.x knows of C{process}; it reads nothing behind another key.
 HYPERSTART0_KEYS = frozenset(

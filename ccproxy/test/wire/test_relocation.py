@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ccproxy.core.relocation import StartData
 from ccproxy.errors import BadPayload, RequestError
+from ccproxy.wire.relocation import StartData
 
 SPACES = st.sampled_from(["", " ", "\n", "\t\r "])
 #: What relocation and its checks look at; any other key is a stranger's.
