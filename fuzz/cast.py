@@ -62,7 +62,7 @@ class Guest(MemoryClient):
         self.client = world.registry.connect(self.connection)
         self.connection.sink = self.client
         self.number: int | None = None
-        self._limit = world.registry.limits.maxFrame
+        self._limit = world.registry.context.limits.maxFrame
         self._decoder = FrameDecoder(1 << 24)
         self._asked = FrameDecoder(self._limit)
         self._opcodes: list[int] = []

@@ -29,7 +29,7 @@ class _Bench:
 
     def __init__(self, dialect: Dialect) -> None:
         world = World(dialect, sessionBuffer=BUFFER, totalBuffer=1 << 20)
-        self.budget = world.registry.budget
+        self.budget = world.registry.context.budget
         self.agent, runtime, tokens = world.register(streams=2)
         self.shims: list[MemoryClient] = []
         for number, token in enumerate(tokens):

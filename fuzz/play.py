@@ -55,7 +55,7 @@ class Play:
         self.input = source = Input(data)
         self.world = World(source.choice(DIALECTS), **LIMITS)
         self.registry = self.world.registry
-        self.limits = self.registry.limits
+        self.limits = self.registry.context.limits
         count = itertools.count()
         self.tokens: list[str] = []
         self.registry.makeToken = lambda: f"{next(count):043}="
@@ -265,7 +265,7 @@ class Play:
             assert session.output.pendingSize + kept <= limits.sessionBuffer + EXCESS
             assert 0 <= session.stdin.size <= limits.sessionBuffer + limits.maxFrame
             held += session.output.pendingSize + kept + session.stdin.size
-        assert registry.budget.used == held, (registry.budget.used, held)
+        assert registry.context.budget.used == held, (registry.context.budget.used, held)
         assert len(registry.vms) <= limits.maxVMs
         for vm in registry.vms.values():
             assert len(vm.processes.sessions) <= limits.maxTokens
@@ -302,7 +302,7 @@ class Play:
         self.settle()
         left = [*registry.clients, *registry.vms, *registry.leaving, *registry.tokens]
         assert not left, f"left at the end: {left}"
-        assert registry.budget.used == 0
+        assert registry.context.budget.used == 0
         waits = self.world.clock.getDelayedCalls()
         assert not waits, f"still waits at the end: {waits}"
         lines = [guest.connection for guest in self.guests]

@@ -13,9 +13,9 @@ from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 
 from ..config.settings import canonicalLevel
+from ..core.context import run
 from ..core.limits import Limits
 from ..core.registry import Registry
-from ..core.repair import run
 from ..core.states import VMState
 from ..core.vm import VM
 from ..errors import CCProxyError
@@ -84,14 +84,14 @@ class Api:
 
     def limits(self, call: Call) -> Limits:
         """Its bounds and deadlines."""
-        return self.registry.limits
+        return self.registry.context.limits
 
     def dump(self, call: Call) -> Reply | LongAnswer:
         """Everything, as L{views.Dump}."""
         registry = self.registry
         everything = {
             "status": self.status(call),
-            "limits": registry.limits,
+            "limits": registry.context.limits,
             "vms": looking.vms(registry),
             "sessions": looking.sessions(registry),
             "clients": looking.clients(registry),
@@ -134,8 +134,8 @@ class Api:
                 " can be forgotten; its runtime ends it with UnregisterVM",
             )
         self._log.info("forgotten by the admin socket", event="admin-forget", **vm.fields)
-        run(self.registry, vm.unregister)
-        self.registry.flush()
+        run(self.registry.context, vm.unregister)
+        self.registry.context.flush()
         return looking.vmView(vm)
 
     def sessions(self, call: Call) -> Reply | LongAnswer:
@@ -162,8 +162,8 @@ class Api:
         self._log.warn(
             "closed by the admin socket", event="admin-drop", client=client.name, vm=view.vm
         )
-        run(self.registry, client.close)
-        self.registry.flush()
+        run(self.registry.context, client.close)
+        self.registry.context.flush()
         return view
 
     def commands(self, call: Call) -> Reply | LongAnswer:

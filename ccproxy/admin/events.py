@@ -16,7 +16,7 @@ import msgspec
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
 from zope.interface import implementer
 
-from ..core.clock import Clock, Wait, cancel
+from ..core.context import Clock, Wait, cancel
 from ..log.daemonlog import clean
 from .calls import EVENTS, Outflow, Refused
 

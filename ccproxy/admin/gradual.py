@@ -11,7 +11,7 @@ from itertools import chain, islice
 
 import msgspec
 
-from ..core.clock import Clock, Wait, cancel
+from ..core.context import Clock, Wait, cancel
 from .calls import JSON, Outflow, Reply
 
 #: How many things are shown in one turn of the reactor: that takes about two milliseconds.

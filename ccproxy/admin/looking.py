@@ -90,11 +90,11 @@ def status(registry: Registry, started: tuple[float, float], logLevel: str | Non
         twisted=twistedVersion,
         pid=os.getpid(),
         startedAt=datetime.fromtimestamp(started[0], UTC),
-        uptime=registry.clock.seconds() - started[1],
+        uptime=registry.context.clock.seconds() - started[1],
         socket=registry.url,
         draining=registry.draining,
         logLevel=logLevel,
-        bufferedBytes=registry.budget.used,
+        bufferedBytes=registry.context.budget.used,
         ignoredFrames=registry.ignoredFrames,
         counts=counts(registry),
     )
@@ -102,7 +102,7 @@ def status(registry: Registry, started: tuple[float, float], logLevel: str | Non
 
 def vmView(vm: VM) -> VMView:
     """A VM."""
-    now = vm.registry.clock.seconds()
+    now = vm.registry.context.clock.seconds()
     sessions, blocker = vm.processes.sessions, vm.flow.blocker
     outputs = [session.output for session in sessions]
     lost = vm.state is VMState.LOST
@@ -141,7 +141,7 @@ def sessionView(session: Session) -> SessionView:
         session=session.name,
         stdio=session.stdio,
         state=session.state,
-        age=vm.registry.clock.seconds() - session.created,
+        age=vm.registry.context.clock.seconds() - session.created,
         container=session.container,
         process=session.process,
         first=session.kind is ControlCode.NEWCONTAINER if started else None,
@@ -200,7 +200,7 @@ def _awaiting(vm: VM) -> Iterator[tuple[str, Awaited, float, Client | None, bool
 
 def commands(registry: Registry) -> list[CommandView]:
     """All commands that wait for something, the oldest first."""
-    now = registry.clock.seconds()
+    now = registry.context.clock.seconds()
     found = [
         CommandView(vm.containerId, vm.serial, name, awaited, now - since, _number(client), expired)
         for vm in allVMs(registry)

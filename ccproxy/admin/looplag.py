@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from ..core.clock import Clock, Wait, cancel
+from ..core.context import Clock, Wait, cancel
 
 #: Seconds between two looks at the clock.
 INTERVAL = 1.0

@@ -130,7 +130,7 @@ class DaemonCollector(Collector):
     def _flow(self) -> Iterator[Metric]:
         registry = self.registry
         vms = looking.allVMs(registry)
-        total = registry.tally.total(vms)
+        total = registry.context.tally.total(vms)
         yield _counters(
             "ccproxy_io_frames",
             "Messages on the VMs' I/O channels: out is output, in is stdin.",
@@ -143,21 +143,22 @@ class DaemonCollector(Collector):
             "direction",
             {"out": total.outBytes, "in": total.inBytes},
         )
-        yield _gauge("ccproxy_buffered_bytes", "Bytes kept for all sessions.", registry.budget.used)
+        used = registry.context.budget.used
+        yield _gauge("ccproxy_buffered_bytes", "Bytes kept for all sessions.", used)
         yield _gauge(
             "ccproxy_buffer_limit_bytes",
             "How many of them make every session's share smaller.",
-            registry.limits.totalBuffer,
+            registry.context.limits.totalBuffer,
         )
         blocked = [vm.flow for vm in vms if vm.flow.blocker is not None]
-        now = registry.clock.seconds()
+        now = registry.context.clock.seconds()
         yield _gauge(
             "ccproxy_blocked_vms", "VMs whose output waits for a full session.", len(blocked)
         )
         yield _counter(
             "ccproxy_backpressure_seconds",
             "For how long the output of VMs has waited for full sessions.",
-            registry.tally.blocked + sum(now - flow.since for flow in blocked),
+            registry.context.tally.blocked + sum(now - flow.since for flow in blocked),
         )
         yield _counter(
             "ccproxy_ignored_frames",
@@ -194,7 +195,7 @@ class DaemonCollector(Collector):
         yield each
 
     def _commands(self) -> Iterator[Metric]:
-        tally = self.registry.tally
+        tally = self.registry.context.tally
         answered: dict[tuple[str, bool], Durations] = {}
         for (opcode, good), durations in tally.answered.items():
             answered[_title(opcode), good] = durations

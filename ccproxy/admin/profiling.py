@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Protocol
 import attrs
 import msgspec
 
-from ..core.clock import Clock, Wait, cancel
+from ..core.context import Clock, Wait, cancel
 from .calls import OCTETS, Refused, Reply
 
 #: Seconds of processor time between two samples.

@@ -137,7 +137,7 @@ class AdminService(Service):
     def startService(self) -> None:
         """Serve."""
         super().startService()
-        self._started = self._registry.wallClock(), self._registry.clock.seconds()
+        self._started = self._registry.context.wallClock(), self._registry.context.clock.seconds()
         self._lag.start()
         self._events.start()
 

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, Request
 from zope.interface import implementer
 
-from ..core.clock import Wait, cancel
+from ..core.context import Wait, cancel
 from .calls import Call, Refused, Reply, Stream
 from .listening import MAX_CONNECTIONS
 

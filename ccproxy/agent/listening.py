@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..core.clock import cancel
+from ..core.context import cancel
 from ..net.deadlines import Deadlines
 from ..wire.codes import MAX_PATH
 from .protocols import ChannelProtocol

@@ -11,7 +11,7 @@ from zope.interface import implementer
 from ..errors import RemoteProtocolError
 from ..interfaces import IStreamSink
 from ..wire.messages import CONTROL_HEADER, readMessage
-from .repair import turn
+from .context import turn
 from .resync import findBeginning
 from .routing import route
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 class ControlSink:
     """The control channel of a VM: answers, READY, NEXT and events."""
 
-    __slots__ = ("_vm", "registry")
+    __slots__ = ("_vm", "context")
 
     def __init__(self, vm: VM) -> None:
         self._vm = vm
-        self.registry = vm.registry
+        self.context = vm.context
 
     def broken(self) -> None:
-        """See L{ccproxy.core.repair.Breakable.broken}."""
+        """See L{ccproxy.core.context.Breakable.broken}."""
         self._vm.channelBroken(False)
 
     @turn
@@ -38,23 +38,23 @@ class ControlSink:
         vm, offset = self._vm, 0
         try:
             while vm.control is not None:
-                message = readMessage(CONTROL_HEADER, data, offset, vm.registry.limits.maxMessage)
+                message = readMessage(CONTROL_HEADER, data, offset, vm.context.limits.maxMessage)
                 if message is None:
                     break
                 offset += message.size
-                vm.registry.changed(vm)
+                vm.context.changed(vm)
                 vm.commands.message(message.number, message.body)
         except RemoteProtocolError as error:
             vm.channelEnded(False, f"sent a {error}")
         vm.handled = offset
-        vm.registry.flush()
+        self.context.flush()
         vm.handled = 0
         return offset if vm.control is not None else len(data)
 
     @turn
     def ended(self) -> None:
         self._vm.channelEnded(False, "was closed")
-        self._vm.registry.flush()
+        self.context.flush()
 
     def peerGone(self) -> None:
         """The control channel is never paused."""
@@ -62,7 +62,7 @@ class ControlSink:
     @turn
     def writable(self) -> None:
         self._vm.controlWritable()
-        self._vm.registry.flush()
+        self.context.flush()
 
     def drained(self) -> None:
         """Nothing waits for that: the next command waits for an answer."""
@@ -72,14 +72,14 @@ class ControlSink:
 class IOSink:
     """The I/O channel of a VM: the output of all its processes."""
 
-    __slots__ = ("_vm", "registry")
+    __slots__ = ("_vm", "context")
 
     def __init__(self, vm: VM) -> None:
         self._vm = vm
-        self.registry = vm.registry
+        self.context = vm.context
 
     def broken(self) -> None:
-        """See L{ccproxy.core.repair.Breakable.broken}."""
+        """See L{ccproxy.core.context.Breakable.broken}."""
         self._vm.channelBroken(True)
 
     @turn
@@ -87,20 +87,20 @@ class IOSink:
         vm, offset = self._vm, 0
         try:
             if vm.resync:
-                most = vm.registry.limits.maxMessage
+                most = vm.context.limits.maxMessage
                 offset, found = findBeginning(data, vm.processes.numbers, most)
                 vm.resync = not found
             if not vm.resync:
                 offset = route(vm, data, offset)
         except RemoteProtocolError as error:
             vm.channelEnded(True, f"sent a {error}")
-        vm.registry.flush()
+        self.context.flush()
         return offset if vm.io is not None else len(data)
 
     @turn
     def ended(self) -> None:
         self._vm.channelEnded(True, "was closed")
-        self._vm.registry.flush()
+        self.context.flush()
 
     def peerGone(self) -> None:
         """What the agent has sent is still read, once there is room for it."""
@@ -108,9 +108,9 @@ class IOSink:
     @turn
     def writable(self) -> None:
         self._vm.stdin.pump()
-        self._vm.registry.flush()
+        self.context.flush()
 
     @turn
     def drained(self) -> None:
         self._vm.stdin.drained()
-        self._vm.registry.flush()
+        self.context.flush()

@@ -17,10 +17,9 @@ from ..wire.codes import Command, FrameType, Stream
 from ..wire.frames import HEADER, HEADER_WORDS, VERSION, Frame, readFrame
 from ..wire.payloads import LogEntry, decode
 from ..wire.translation import runLength
-from .clock import Wait, cancel
 from .commands import Slot, StartCommand
+from .context import Wait, cancel, turn
 from .outlet import Outlet
-from .repair import turn
 from .requests import REQUESTS
 from .states import CLIENT_TABLE, ClientInput, ClientState, advance
 
@@ -41,6 +40,7 @@ class Client:
     """
     A connection of a runtime or a shim.
 
+    @ivar context: what it shares with all others.
     @ivar name: what logs call it: a number, and its peer's pid and uid.
     @ivar state: where it is in its life.
     @ivar handled: how many bytes at the beginning of its input have been used and are still there.
@@ -61,6 +61,7 @@ class Client:
         "_ignored",
         "_paused",
         "_wait",
+        "context",
         "handled",
         "name",
         "outlet",
@@ -81,6 +82,7 @@ class Client:
             soon if it sends none.
         """
         self.registry = registry
+        self.context = registry.context
         self.name = name
         self.state = ClientState.OPEN
         self.url = ""
@@ -91,14 +93,14 @@ class Client:
         self.registering: VM | None = None
         self.slots: list[Slot] = []
         self.parked: set[StartCommand] = set()
-        self.outlet = Outlet(connection, registry.budget)
+        self.outlet = Outlet(connection, registry.context.budget)
         self._connection = connection
         self._excess = excess
         self._paused = False
         self._ignored: set[str] = set()
         self._wait: Wait | None = None
         if excess:
-            self._wait = registry.later(registry.limits.stopTimeout, self.close)
+            self._wait = registry.context.later(registry.context.limits.stopTimeout, self.close)
 
     @property
     def fields(self) -> dict[str, object]:
@@ -110,7 +112,7 @@ class Client:
 
     @turn
     def received(self, data: memoryview) -> int:
-        offset, end, limit = 0, len(data), self.registry.limits.maxFrame
+        offset, end, limit = 0, len(data), self.context.limits.maxFrame
         try:
             while offset < end and self.state is ClientState.OPEN:
                 if self._blocked():
@@ -128,7 +130,7 @@ class Client:
         except RemoteProtocolError as error:
             self._breach(error)
         self.handled = offset
-        self.registry.flush()
+        self.context.flush()
         self.handled = 0
         return offset if self.state is ClientState.OPEN else end
 
@@ -144,7 +146,7 @@ class Client:
             return 0
         size = HEADER.size + int.from_bytes(data[offset + 8 : body], "big")
         stop, end = offset + size, len(data)
-        if stop > end or size - HEADER.size > self.registry.limits.maxFrame:
+        if stop > end or size - HEADER.size > self.context.limits.maxFrame:
             return 0
         if data[offset:body] != data[stop : stop + HEADER.size]:
             session.takeInput(bytes(data[body:stop]))
@@ -158,7 +160,7 @@ class Client:
 
     def _blocked(self) -> bool:
         """Whether the next frame has to wait."""
-        session, limits = self.session, self.registry.limits
+        session, limits = self.session, self.context.limits
         return (
             self.registering is not None
             or len(self.slots) >= limits.maxUnanswered
@@ -182,7 +184,7 @@ class Client:
                 except RequestError as error:
                     slot.fail(error)
             except Exception:
-                self.registry.failed()
+                self.context.failed()
                 if slot.reply is None and slot not in self.slots:
                     self.broken()  # the command has no response; the end of the connection is one
         elif frame.type is FrameType.STREAM and frame.opcode == Stream.LOG:
@@ -202,14 +204,14 @@ class Client:
         if self._excess:
             self._advance(ClientInput.FINISH)
             raise LimitReached(
-                f"too many clients: no more than {self.registry.limits.maxClients} at a time;"
+                f"too many clients: no more than {self.context.limits.maxClients} at a time;"
                 " close some, or raise --max-clients"
             )
         request = REQUESTS.get(frame.opcode)
         if request is None:
             raise BadPayload(f"unknown command opcode {frame.opcode}")
-        if self.registry.verbose:
-            self.registry.log.debug(
+        if self.context.verbose:
+            self.context.log.debug(
                 "{command}",
                 event="command",
                 command=Command(frame.opcode).title,
@@ -220,13 +222,14 @@ class Client:
 
     def _changed(self) -> None:
         """It, or the VM that its commands go to, is not as it was."""
-        self.registry.changed(self.vm)
+        if self.vm is not None:
+            self.context.changed(self.vm)
         if self.session is not None:
-            self.registry.changed(self.session.vm)
+            self.context.changed(self.session.vm)
 
     def _breach(self, error: RemoteProtocolError) -> None:
         """The peer broke the framing: it is told where it can be, and nothing more is read."""
-        self.registry.log.warn(
+        self.context.log.warn(
             "closing: {reason}", event="bad-frame", reason=str(error), **self.fields
         )
         if error.opcode is not None:
@@ -242,7 +245,7 @@ class Client:
         what = what[:MAX_REASON]
         if what not in self._ignored and len(self._ignored) < 8:
             self._ignored.add(what)
-            self.registry.log.warn(
+            self.context.log.warn(
                 "dropped a frame: {reason}", event="ignored", reason=what, **self.fields
             )
 
@@ -261,7 +264,7 @@ class Client:
             command = Command(opcode).title
         except ValueError:
             command = str(opcode)
-        self.registry.log.info(
+        self.context.log.info(
             "{command} failed: {reason}",
             event="command-failed",
             command=command,
@@ -283,8 +286,8 @@ class Client:
             late = late or slots[0].opcode == Command.CONNECT_SHIM
             self.outlet.push(slots[0].reply or b"")
             slots.pop(0)
-        if late and self.registry.whenChanged is not None:
-            self.registry.answered(self)
+        if late and self.context.whenChanged is not None:
+            self.context.answered(self)
         else:
             self.flush()
         self.wake()
@@ -296,8 +299,15 @@ class Client:
         try:
             self._flush()
         except Exception:
-            self.registry.failed()
+            self.context.failed()
             self.broken()
+
+    def flushAnswers(self) -> None:
+        """Send responses, now that what they are about is written down."""
+        self.flush()
+        self.wake()
+        if self.session is not None:
+            self.context.changed(self.session.vm)  # it is a shim now, and knows it
 
     def _flush(self) -> None:
         self.outlet.flush()
@@ -308,8 +318,8 @@ class Client:
             if not self.outlet.size:
                 self.close()
             elif self._wait is None:
-                self._wait = self.registry.later(
-                    self.registry.limits.undeliveredTimeout, self.close
+                self._wait = self.context.later(
+                    self.context.limits.undeliveredTimeout, self.close
                 )
 
     @turn
@@ -318,7 +328,7 @@ class Client:
             self._changed()  # responses go
         self.flush()
         self.wake()
-        self.registry.flush()
+        self.context.flush()
 
     def drained(self) -> None:
         """Nothing waits for that."""
@@ -334,7 +344,7 @@ class Client:
         else:
             self.finish()
             self._giveUpWaits()
-        self.registry.flush()
+        self.context.flush()
 
     @turn
     def peerGone(self) -> None:
@@ -344,7 +354,7 @@ class Client:
             self._abandonRegistration()
             self.outlet.peerGone()
             self.wake()
-        self.registry.flush()
+        self.context.flush()
 
     def finish(self) -> None:
         """Read no more; close once all is answered and written."""
@@ -392,7 +402,7 @@ class Client:
         self.registry.clientGone(self)
 
     def repair(self) -> None:
-        """Finish what a turn has begun that was cut short: see L{ccproxy.core.repair}."""
+        """Finish what a turn has begun that was cut short: see L{ccproxy.core.context}."""
         if self.state is ClientState.CLOSED:
             self._leave()
         elif (self.session is not None and self.session.shim is not self) or (

@@ -39,7 +39,7 @@ class Slot:
     began: float = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.began = self.client.registry.clock.seconds()
+        self.began = self.client.context.clock.seconds()
 
     def answer(self, payload: bytes = b"") -> None:
         """Send a response."""
@@ -54,8 +54,8 @@ class Slot:
 
     def settled(self, error: RequestError | None = None) -> None:
         """Note what became of the command, and how long it took."""
-        registry = self.client.registry
-        registry.tally.command(self.opcode, registry.clock.seconds() - self.began, error)
+        context = self.client.context
+        context.tally.command(self.opcode, context.clock.seconds() - self.began, error)
 
     def _set(self, frame: bytes, error: RequestError | None) -> None:
         if self.reply is None:

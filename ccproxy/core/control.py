@@ -25,8 +25,8 @@ from ..errors import (
 )
 from ..wire.codes import ControlCode, Dialect
 from ..wire.messages import encodeControl, readEvent
-from .clock import Wait, cancel
 from .commands import ControlCommand, VersionCommand
+from .context import Wait, cancel
 
 if TYPE_CHECKING:
     from .client import Client
@@ -65,13 +65,13 @@ class ControlQueue:
         """
         if self._vm.control is None:
             raise VMGone(f"{self._vm.containerId}: VM is lost: it has no control channel")
-        limits = self._vm.registry.limits
+        limits = self._vm.context.limits
         if len(self.waiting) >= limits.maxCommands:
             raise LimitReached(
                 f"{self._vm.containerId}: {limits.maxCommands} control commands are waiting"
                 " for the agent already; try again later"
             )
-        command.arrived = self._vm.registry.clock.seconds()
+        command.arrived = self._vm.context.clock.seconds()
         if command.urgent:
             self.waiting.insert(self._place(command.client), command)
         else:
@@ -112,19 +112,19 @@ class ControlQueue:
             if command.needsDialect and vm.dialect is Dialect.HYPERSTART and not self._asked:
                 self._asked = True
                 command = VersionCommand(vm)
-                command.arrived = vm.registry.clock.seconds()
+                command.arrived = vm.context.clock.seconds()
             else:
                 self.waiting.pop(0)
             try:
                 message = encodeControl(*command.message(vm.dialect))
-                command.sent = vm.registry.clock.seconds()
-                command.sentAt = vm.registry.wallClock()
+                command.sent = vm.context.clock.seconds()
+                command.sentAt = vm.context.wallClock()
                 vm.queueControl(message)
             except RequestError as error:
                 command.refused(error)
                 continue
             except Exception:
-                vm.registry.failed()
+                vm.context.failed()
                 command.refused(InternalError())
                 continue
             self.inFlight = command
@@ -165,7 +165,7 @@ class ControlQueue:
         try:
             self._answer(command, number, body)
         except Exception:
-            vm.registry.failed()
+            vm.context.failed()
         self.pump()
 
     def _answer(self, command: ControlCommand, number: int, body: bytes) -> None:
@@ -181,8 +181,8 @@ class ControlQueue:
                 **vm.fields,
             )
         good = number == ControlCode.ACK
-        seconds = vm.registry.clock.seconds() - command.sent
-        vm.registry.tally.acknowledgement(command.name, seconds, good)
+        seconds = vm.context.clock.seconds() - command.sent
+        vm.context.tally.acknowledgement(command.name, seconds, good)
         if good:
             command.acked(body)
         elif number == ControlCode.ERROR:
@@ -200,7 +200,7 @@ class ControlQueue:
         return [command for command in self._all() if not command.expired]
 
     def repair(self) -> None:
-        """Finish what a turn has begun that was cut short: see L{ccproxy.core.repair}."""
+        """Finish what a turn has begun that was cut short: see L{ccproxy.core.context}."""
         self.pump()
         self._arm()
 
@@ -231,15 +231,15 @@ class ControlQueue:
             return
         cancel(self._wait)
         self._waitUntil = due
-        now = self._vm.registry.clock.seconds()
-        self._wait = self._vm.registry.later(max(0.0, due - now), self._check)
+        now = self._vm.context.clock.seconds()
+        self._wait = self._vm.context.later(max(0.0, due - now), self._check)
 
     def _all(self) -> list[ControlCommand]:
         return [*([self.inFlight] if self.inFlight else ()), *self.waiting]
 
     def _times(self, command: ControlCommand) -> list[float]:
         """When something is due for C{command}."""
-        limits = self._vm.registry.limits
+        limits = self._vm.context.limits
         times = []
         if limits.commandTimeout and not command.expired:
             times.append(command.arrived + limits.commandTimeout)
@@ -250,10 +250,10 @@ class ControlQueue:
     def _check(self) -> None:
         """A deadline may have passed."""
         self._wait = None
-        self._vm.registry.changed(self._vm)
+        self._vm.context.changed(self._vm)
         # The time for which all input has been read: what became due since has its own turn.
         vm, now = self._vm, self._waitUntil
-        limits, stuck = vm.registry.limits, self.inFlight
+        limits, stuck = vm.context.limits, self.inFlight
         slow = stuck is not None and now >= stuck.sent + limits.commandWarning
         if stuck is not None and slow and stuck is not self._reported:
             self._reported = stuck
@@ -278,7 +278,7 @@ class ControlQueue:
             command.timedOut(
                 DeadlineExceeded(
                     f"{name}: agent has not answered {command.name} within"
-                    f" {self._vm.registry.limits.commandTimeout:g} s"
+                    f" {self._vm.context.limits.commandTimeout:g} s"
                 )
             )
         elif self.withdraw(command) and stuck is not None:

@@ -23,40 +23,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .clock import Wait, cancel
+from .context import Wait, cancel
 
 if TYPE_CHECKING:
     from .client import Client
-    from .limits import Limits
     from .session import Session
     from .vm import VM
-
-
-class Budget:
-    """
-    What all sessions hold together.
-
-    @ivar limits: how much they may hold.
-    @ivar used: bytes held now, both directions.
-    """
-
-    __slots__ = ("limits", "used")
-
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self.used = 0
-
-    @property
-    def crowded(self) -> bool:
-        """Whether the sessions hold so much that each may hold less."""
-        return self.used > self.limits.totalBuffer
-
-    @property
-    def share(self) -> int:
-        """How many bytes one session may hold in each direction now."""
-        if self.crowded:
-            return min(self.limits.crowdedBuffer, self.limits.sessionBuffer)
-        return self.limits.sessionBuffer
 
 
 class Flow:
@@ -85,14 +57,14 @@ class Flow:
         """For how many seconds the channel has been read without a pause."""
         if self.blocker is not None:
             return 0.0
-        return self._vm.registry.clock.seconds() - self._readSince
+        return self._vm.context.clock.seconds() - self._readSince
 
     def block(self, session: Session) -> None:
         """C{session} is full: read the channel no further."""
         vm = self._vm
         self._pauseChanged()
         self.blocker = session
-        self.since = vm.registry.clock.seconds()
+        self.since = vm.context.clock.seconds()
         if vm.io is not None:
             vm.io.pauseReading()
         vm.log.debug(
@@ -113,7 +85,7 @@ class Flow:
             self._arm()
 
     def repair(self) -> None:
-        """Finish what a turn has begun that was cut short: see L{ccproxy.core.repair}."""
+        """Finish what a turn has begun that was cut short: see L{ccproxy.core.context}."""
         if self.blocker is not None:
             self.recheck(self.blocker)
             if self._wait is None or not self._wait.active():
@@ -126,10 +98,10 @@ class Flow:
         self._wait = None
         if self.blocker is None:
             return
-        now = vm.registry.clock.seconds()
+        now = vm.context.clock.seconds()
         seconds = now - self.since
         self.blocked += seconds
-        vm.registry.tally.blocked += seconds
+        vm.context.tally.blocked += seconds
         vm.log.debug(
             "output flows again after {seconds:.1f} s",
             event="backpressure-off",
@@ -146,11 +118,11 @@ class Flow:
     def _pauseChanged(self) -> None:
         """The time since which the channel is read changes; a process's end may depend on it."""
         if any(session.awaitsEnd for session in self._vm.processes.sessions):
-            self._vm.registry.changed(self._vm)
+            self._vm.context.changed(self._vm)
 
     def _arm(self) -> None:
         """Set the deadline that fits the blocker: it has a shim, or it has none."""
-        session, limits = self.blocker, self._vm.registry.limits
+        session, limits = self.blocker, self._vm.context.limits
         cancel(self._wait)
         if session is None:
             return
@@ -163,17 +135,17 @@ class Flow:
 
     def _after(self, delay: float, due: Callable[[Session], object], session: Session) -> None:
         self._due = due
-        self._wait = self._vm.registry.later(delay, due, session)
+        self._wait = self._vm.context.later(delay, due, session)
 
     def _warn(self, session: Session) -> None:
         """The shim has not read for a while."""
-        vm, limits = self._vm, self._vm.registry.limits
+        vm, limits = self._vm, self._vm.context.limits
         vm.log.warn(
             "the shim of {session} does not read: the output of its VM has waited for it for"
             " {seconds:.0f} s",
             event="shim-stalled",
             session=session.name,
-            seconds=vm.registry.clock.seconds() - self.since,
+            seconds=vm.context.clock.seconds() - self.since,
             **vm.fields,
         )
         if limits.stalledDrop:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from ..interfaces import IConnection
 from ..wire.translation import frameAround
-from .flow import Budget
+from .context import Budget
 
 #: The most that is handed to a connection in one call, in bytes. AF_UNIX takes that whole or
 #: not at all, and each call ends behind a frame: so a daemon that dies has not sent a frame in

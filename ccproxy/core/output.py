@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import LocalProtocolError
-from .flow import Budget
+from .context import Budget
 from .outlet import SMALL_BLOCK, joined
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Output:
         self._budget.used += len(frame)
         if self.shim is not None:
             self.shim.outlet.push(frame, kept=True)
-            self.shim.registry.touched(self.shim)
+            self.shim.context.touched(self.shim)
         else:
             self._keep(frame)
 
@@ -96,7 +96,7 @@ class Output:
         while self.pending:
             shim.outlet.push(self.pending[0], kept=True)
             self.pendingSize -= len(self.pending.pop(0))
-        shim.registry.touched(shim)
+        shim.context.touched(shim)
 
     def disconnect(self) -> None:
         """The shim's connection is lost: what was not delivered is kept for the next one."""

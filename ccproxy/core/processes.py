@@ -55,7 +55,7 @@ class Processes:
 
     def new(self, token: str | None = None) -> Session:
         """A session with the next pair of numbers."""
-        session = Session(self._vm, self._nextStdio, self._vm.registry.clock.seconds(), token)
+        session = Session(self._vm, self._nextStdio, self._vm.context.clock.seconds(), token)
         self._nextStdio += 2
         self.sessions.add(session)
         return session
@@ -88,11 +88,11 @@ class Processes:
 
         @raise LimitReached: too few of them are unwanted, and old enough to tell.
         """
-        limits = self._vm.registry.limits
+        limits = self._vm.context.limits
         excess = len(self.sessions) + count - limits.maxTokens
         if excess <= 0:
             return
-        youngest = self._vm.registry.clock.seconds() - limits.tokenTimeout
+        youngest = self._vm.context.clock.seconds() - limits.tokenTimeout
         unwanted = [
             session
             for session in self.sessions
@@ -117,7 +117,7 @@ class Processes:
         if self._nullFree:
             self._nullFree = False
             stdio = self.base + NULL_STDIO
-            session = Session(self._vm, stdio, self._vm.registry.clock.seconds())
+            session = Session(self._vm, stdio, self._vm.context.clock.seconds())
             self.sessions.add(session)
         else:
             session = self.new()

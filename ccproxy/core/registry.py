@@ -6,24 +6,21 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import attrs
-from twisted.logger import Logger, LogLevel
+from twisted.logger import LogLevel
 
-from ..errors import LimitReached, RegistryError, RequestError, UnknownVM
+from ..errors import InternalError, LimitReached, RegistryError, RequestError, UnknownVM
 from ..interfaces import IConnection, IConnector
 from ..wire.codes import Dialect
 from ..wire.payloads import IOResponse, LogEntry, RegisterVM, checkPath, encode
 from .client import Client
-from .clock import Clock, Wait
 from .commands import Slot
-from .flow import Budget
-from .limits import Limits
-from .repair import run
+from .context import Context, run
 from .session import Session
 from .states import VMState
-from .tally import Tally
 from .vm import VM, checkFree
 
 
@@ -48,43 +45,28 @@ class Registry:
     """
     All that the proxy knows.
 
-    @ivar connector: how the sockets of VMs are reached.
-    @ivar clock: what tells the time.
-    @ivar wallClock: seconds since the epoch.
-    @ivar limits: the bounds.
+    @ivar context: time, limits, the log, the memory budget and the end of a turn.
+    @ivar connector: connects the sockets of VMs.
     @ivar url: the URL of the client socket, which clients are told.
-    @ivar log: where events are noted.
     @ivar agentDialect: the dialect of all agents, where it is configured.
     @ivar makeToken: makes a new token.
     @ivar makeBase: makes the base of the sequence numbers of a VM whose READY is past.
     @ivar vms: VMs by containerId, lost ones included, unregistered ones not.
-    @ivar leaving: VMs that nobody knows any more and of whose channels one is still open.
+    @ivar leaving: unregistered VMs that have an open channel.
     @ivar tokens: sessions by token.
     @ivar clients: all clients.
-    @ivar budget: what all sessions hold together.
-    @ivar tally: what has happened, in numbers.
     @ivar ignoredFrames: how many frames of clients were dropped because they may not send them.
-    @ivar verbose: whether the steps of every command are noted, at level debug. Where nobody wants
-        to know them, a call that notes nothing would still cost more than the step.
-    @ivar draining: no new VM is registered.
+    @ivar draining: whether no new VM is registered.
     @ivar clientCount: how many clients have connected so far.
     @ivar crashLoss: how many bytes of output and stdin crashes have cost all sessions.
     @ivar urls: of the sockets over which VMs have been registered; C{""} is the one of C{url}.
     @ivar whenRegistered: called when a VM has been registered.
     @ivar whenUnregistered: called when a VM has been unregistered.
-    @ivar depth: turns that are under way, one inside of the other.
-    @ivar damaged: an unexpected exception has left something undone.
-    @ivar whenChanged: called at the end of a turn if C{draining} or C{ignoredFrames} has changed,
-        or the state of a VM beyond the data in flight. It gets those VMs, perhaps none. L{None}
-        if no journal is kept.
     """
 
+    context: Context
     connector: IConnector
-    clock: Clock
-    wallClock: Callable[[], float]
-    limits: Limits = attrs.field(factory=Limits)
     url: str = "unix:///var/run/clear-containers/proxy.sock"
-    log: Logger = attrs.field(factory=Logger)
     agentDialect: Dialect | None = None
     makeToken: Callable[[], str] = randomToken
     makeBase: Callable[[], int] = randomBase
@@ -92,37 +74,18 @@ class Registry:
     leaving: set[VM] = attrs.field(factory=set)
     tokens: dict[str, Session] = attrs.field(factory=dict)
     clients: set[Client] = attrs.field(factory=set)
-    budget: Budget = attrs.field(init=False)
-    tally: Tally = attrs.field(factory=Tally)
     ignoredFrames: int = 0
-    verbose: bool = True
     draining: bool = False
     clientCount: int = 0
     crashLoss: tuple[int, int] = (0, 0)
     urls: set[str] = attrs.field(factory=set)
     whenRegistered: Callable[[], None] | None = None
     whenUnregistered: Callable[[], None] | None = None
-    whenChanged: Callable[[set[VM]], None] | None = None
-    depth: int = 0
-    damaged: bool = False
-    _changed: set[VM] = attrs.field(factory=set)
-    _ownChanged: bool = False
     _serial: int = 0
-    _touched: set[Client] = attrs.field(factory=set)
-    _answered: set[Client] = attrs.field(factory=set)
-    _crowded: bool = False
 
     def __attrs_post_init__(self) -> None:
-        self.budget = Budget(self.limits)
-
-    def setLimits(self, limits: Limits) -> None:
-        """
-        Have other bounds from now on. What is there already stays, and what waits already keeps its
-        deadline.
-        """
-        self.limits = self.budget.limits = limits
-        self._uncrowded()
-        self.flush()
+        self.context.whenRoom = self._uncrowded
+        self.context.repairs = self._repairs
 
     # -- clients
 
@@ -130,46 +93,26 @@ class Registry:
         """A client has connected; the result takes what comes from it."""
         self.clientCount += 1
         name = f"{self.clientCount} {connection.peer}"
-        excess = len(self.clients) >= self.limits.maxClients
+        excess = len(self.clients) >= self.context.limits.maxClients
         client = Client(self, connection, name, excess)
         if excess:
-            self.log.warn(
+            self.context.log.warn(
                 "too many clients: no more than {limit} at a time",
                 event="too-many-clients",
-                limit=self.limits.maxClients,
+                limit=self.context.limits.maxClients,
                 client=name,
             )
-        elif self.verbose:
-            self.log.debug("client connected", event="client-connected", client=name)
+        elif self.context.verbose:
+            self.context.log.debug("client connected", event="client-connected", client=name)
         self.clients.add(client)
         return client
 
     def clientGone(self, client: Client) -> None:
         """C{client} has closed."""
         self.clients.discard(client)
-        self._touched.discard(client)
-        self._answered.discard(client)
-        if self.verbose:
-            self.log.debug("client gone", event="client-gone", client=client.name)
-
-    def later(self, delay: float, action: Callable[..., object], *args: object) -> Wait:
-        """Call C{action(*args)} in C{delay} seconds, as a turn of its own."""
-        return self.clock.callLater(delay, self._turn, action, args)
-
-    def _turn(self, action: Callable[..., object], args: tuple[object, ...]) -> None:
-        run(self, self._act, action, args)
-
-    def _act(self, action: Callable[..., object], args: tuple[object, ...]) -> None:
-        action(*args)
-        self.flush()
-
-    def failed(self) -> None:
-        """
-        An unexpected exception is being handled: log it. The end of the turn repairs what it has
-        left undone (L{ccproxy.core.repair}).
-        """
-        self.damaged = True
-        self.log.failure("internal error; the daemon goes on", event="internal-error")
+        self.context.forget(client)
+        if self.context.verbose:
+            self.context.log.debug("client gone", event="client-gone", client=client.name)
 
     @property
     def allVMs(self) -> set[VM]:
@@ -185,59 +128,21 @@ class Registry:
 
     def recount(self) -> None:
         """Recount the bytes that all sessions hold: an exception may have prevented the count."""
-        self.budget.used = sum(client.outlet.kept for client in self.clients)
-        self.budget.used += sum(
+        self.context.budget.used = sum(client.outlet.kept for client in self.clients)
+        self.context.budget.used += sum(
             each.output.pendingSize + each.stdin.size for each in self.allSessions
         )
-
-    def touched(self, client: Client) -> None:
-        """There is something to send to C{client} at the end of this turn."""
-        self._touched.add(client)
-
-    def answered(self, client: Client) -> None:
-        """There is a response for C{client}, to be sent when what it is about is written down."""
-        self._answered.add(client)
-
-    def changed(self, vm: VM | None) -> None:
-        """Something of C{vm} has changed that a process in the place of this one must know."""
-        if self.whenChanged is not None and vm is not None:
-            self._changed.add(vm)
 
     def drain(self, draining: bool) -> None:
         """Register no new VMs from now on, or register them again."""
         self.draining = draining
-        self._ownChanged = True
-        self.flush()
+        self.context.changed(self)
+        self.context.flush()
 
     def frameIgnored(self) -> None:
         """Count a frame that its client may not send."""
         self.ignoredFrames += 1
-        self._ownChanged = True
-
-    def flush(self) -> None:
-        """The end of a turn: send what has gathered."""
-        crowded = self._crowded or self.budget.crowded
-        while self._touched:
-            client = self._touched.pop()
-            if client not in self._answered:
-                client.flush()
-        self._crowded = self.budget.crowded
-        if crowded and not self._crowded:
-            self._uncrowded()
-        self._writeDown()
-        while self._answered:
-            client = self._answered.pop()
-            client.flush()
-            client.wake()
-            if client.session is not None:
-                self.changed(client.session.vm)  # it is a shim now, and knows it
-        self._writeDown()
-
-    def _writeDown(self) -> None:
-        if (self._changed or self._ownChanged) and self.whenChanged is not None:
-            changed, self._changed = self._changed, set()
-            self._ownChanged = False
-            self.whenChanged(changed)
+        self.context.changed(self)
 
     def _uncrowded(self) -> None:
         """Each session may hold more again: those that were full are not."""
@@ -252,7 +157,7 @@ class Registry:
         fields = client.fields
         if entry.containerId is not None:
             fields["container"] = entry.containerId
-        self.log.emit(
+        self.context.log.emit(
             LogLevel.levelWithName(entry.level),
             "{text}",
             event="log-entry",
@@ -301,10 +206,10 @@ class Registry:
                 "malformed RegisterVM command: ctlSerial, ioSerial and console must be different"
                 " sockets"
             )
-        if (request.numIOStreams or 0) > self.limits.maxTokens:
+        if (request.numIOStreams or 0) > self.context.limits.maxTokens:
             raise LimitReached(
-                f"{request.containerId}: no more than {self.limits.maxTokens} I/O tokens; ask for"
-                " fewer, or raise --max-tokens"
+                f"{request.containerId}: no more than {self.context.limits.maxTokens} I/O tokens;"
+                " ask for fewer, or raise --max-tokens"
             )
         old = self.vms.get(request.containerId)
         checkFree(old, request.containerId)
@@ -320,13 +225,13 @@ class Registry:
         """
         @raise LimitReached: there are too many VMs, none of them lost.
         """
-        if len(self.vms) < self.limits.maxVMs:
+        if len(self.vms) < self.context.limits.maxVMs:
             return
         lost = [vm for vm in self.vms.values() if vm.state is VMState.LOST]
         if not lost:
             raise LimitReached(
-                f"no more than {self.limits.maxVMs} VMs at a time; unregister some, or raise"
-                " --max-vms"
+                f"no more than {self.context.limits.maxVMs} VMs at a time; unregister some, or"
+                " raise --max-vms"
             )
         min(lost, key=lambda vm: vm.lostAt).unregister()
 
@@ -354,8 +259,9 @@ class Registry:
             client.vm.clients.discard(client)
         client.vm = vm
         vm.clients.add(client)
-        if self.verbose:
-            self.log.debug("client attached", event="attached", client=client.name, **vm.fields)
+        if self.context.verbose:
+            log = self.context.log
+            log.debug("client attached", event="attached", client=client.name, **vm.fields)
 
     def forget(self, vm: VM) -> None:
         """The name of C{vm} is free again."""
@@ -367,27 +273,54 @@ class Registry:
     def channelsClosed(self, vm: VM) -> None:
         """The channels of C{vm} are closed, and its sessions have been told."""
         self.leaving.discard(vm)
-        self.tally.closed(vm)
-        self.changed(vm)
+        self.context.tally.closed(vm)
+        self.context.changed(vm)
 
     def forgetAll(self) -> None:
         """Drop a state that was restored by half, without any notice to peers."""
         for kept in (self.vms, self.leaving, self.tokens, self.clients):
             kept.clear()
-        self.budget.used = 0
+        self.context.budget.used = 0
 
     @property
     def quiet(self) -> bool:
         """Whether nothing is under way: no command unanswered, no byte undelivered."""
         return not any(client.slots or client.outlet.size for client in self.clients)
 
+    def _repairs(self) -> Iterator[Callable[[], object]]:
+        """Yield the steps of a repair: see L{ccproxy.core.context}."""
+        for client in list(self.clients):
+            yield client.repair
+        vms, sessions = self.allVMs, self.allSessions
+        for client in self.clients:  # what only a client still refers to
+            vms.update(vm for vm in (client.vm, client.registering) if vm is not None)
+            if client.session is not None:
+                sessions.add(client.session)
+                vms.add(client.session.vm)
+        sessions.update(*(vm.processes.sessions for vm in vms))
+        for vm in vms:
+            yield vm.repair
+        commands = {command for vm in vms for command in vm.unanswered}
+        for session in sessions:
+            yield partial(session.repair, commands)
+        held: set[Slot | None] = {each.slot for session in sessions for each in session.held}
+        held.update(vm.slot for vm in vms)
+        held.update(command.slot for command in commands)
+        for client in list(self.clients):
+            for slot in [each for each in client.slots if each.reply is None]:
+                if slot not in held:
+                    yield partial(slot.fail, InternalError())
+            yield client.repair
+        yield self.recount
+        yield self.context.flush
+
     def shutDown(self) -> None:
         """Close everything; what was not delivered is lost."""
         for _ in range(2):  # the second time for what an exception has left
             for client in list(self.clients):
-                run(self, client.close)
+                run(self.context, client.close)
             for vm in [*self.vms.values(), *self.leaving]:
-                run(self, vm.shutDown)
+                run(self.context, vm.shutDown)
             for session in list(self.tokens.values()):
-                run(self, session.end)
+                run(self.context, session.end)
         self.vms.clear()

@@ -25,9 +25,9 @@ from .commands import (
     VersionCommand,
 )
 from .consistency import check
+from .context import run
 from .outlet import Outlet
 from .registry import Registry
-from .repair import run
 from .session import Session
 from .snapshot import (
     BadSnapshot,
@@ -123,9 +123,9 @@ class Resumed:
         """
         registry = self.registry
         for session in registry.allSessions:
-            run(registry, session.exitAgain)
+            run(registry.context, session.exitAgain)
         for session, output, stdin in self.losses:
-            registry.log.warn(
+            registry.context.log.warn(
                 "lost with the process before: about {output} bytes of output, {stdin} of stdin",
                 event="crash-loss",
                 output=output,
@@ -133,12 +133,12 @@ class Resumed:
                 **session.fields,
             )
         for client in list(registry.clients):
-            run(registry, client.sendReplies)
+            run(registry.context, client.sendReplies)
 
     def begin(self) -> None:
         """
         Go on, once each connection has its sink and is read. An exception costs one object: each
-        step is a turn of its own (L{ccproxy.core.repair}).
+        step is a turn of its own (L{ccproxy.core.context}).
 
         What the connections have taken meanwhile is sent, and those whose connection is no longer
         there learn that it has ended.
@@ -146,14 +146,14 @@ class Resumed:
         registry = self.registry
         vms = [*registry.vms.values(), *registry.leaving]
         for vm in vms:
-            run(registry, _beginVM, vm)
+            run(registry.context, _beginVM, vm)
         for client in list(registry.clients):
-            run(registry, _beginClient, client)
+            run(registry.context, _beginClient, client)
         for vm in vms:
-            run(registry, _endPause, vm)
+            run(registry.context, _endPause, vm)
         for sink in self.lost:
             sink.ended()
-        run(registry, registry.flush)
+        run(registry.context, registry.context.flush)
 
 
 def _beginVM(vm: VM) -> None:
@@ -214,7 +214,7 @@ class _Reader:
         registry = self._registry = resumed.registry
         self._snapshot = snapshot
         self._connections = connections
-        now = self._now = registry.clock.seconds()
+        now = self._now = registry.context.clock.seconds()
         written = now if snapshot.written is None else snapshot.written
         #: Seconds since the snapshot was written; 0 if the clock has started again since.
         self._age = max(0.0, now - written)
@@ -288,7 +288,7 @@ class _Reader:
         client._ignored.update(form.ignored)
         client.url = form.url
         if form.closeIn is not None:
-            client._wait = self._registry.later(self._left(form.closeIn), client.close)
+            client._wait = self._registry.context.later(self._left(form.closeIn), client.close)
 
     def _slot(self, form: SlotForm) -> Slot:
         slot = Slot(self._clients[form.client], form.opcode, form.reply)
@@ -301,7 +301,7 @@ class _Reader:
         outlet._gone = form.gone
         outlet.size = sum(len(block) for block, _ in form.blocks) - form.offset
         outlet.kept = sum(len(block) for block, kept in form.blocks if kept)
-        self._registry.budget.used += outlet.kept
+        self._registry.context.budget.used += outlet.kept
 
     def _command(self, form: CommandForm) -> ControlCommand:
         vm = self._vms[form.vm]
@@ -333,7 +333,7 @@ class _Reader:
         return command
 
     def _fillSession(self, session: Session, form: SessionForm) -> None:
-        registry, processes = self._registry, session.vm.processes
+        context, processes = self._registry.context, session.vm.processes
         session.state = form.state
         session.start = None if form.start is None else self._start(form.start)
         session.kind, session.container = form.kind, form.container
@@ -355,7 +355,7 @@ class _Reader:
         stdin._pieces.extend(form.pieces)
         stdin._offset, stdin.ended = form.offset, form.stdinEnded
         stdin.size = sum(map(len, form.pieces)) - form.offset
-        registry.budget.used += output.pendingSize + stdin.size
+        context.budget.used += output.pendingSize + stdin.size
         for held in form.held:
             slot, left = self._slots[held.slot], self._left(held.failIn)
             session.held.add(slot, held.signal, left, self._then - held.since)
@@ -364,11 +364,11 @@ class _Reader:
         if form.named:
             processes._named[session.container, session.process] = session
         if form.exitIn is not None:
-            session._exitWait = registry.later(self._left(form.exitIn), session._outputOverdue)
+            session._exitWait = context.later(self._left(form.exitIn), session._outputOverdue)
         if form.endIn is not None:
             grace = RECONNECT_TIME if self._snapshot.written is not None else 0.0
             left = max(grace, self._left(form.endIn))
-            session._endWait = registry.later(left, session._giveUp)
+            session._endWait = context.later(left, session._giveUp)
 
     def _fillVM(self, vm: VM, form: VMForm) -> None:
         vm.state, vm.dialect = form.state, form.dialect
@@ -379,7 +379,7 @@ class _Reader:
         vm._readyMayCome, vm._notify = form.readyMayCome, form.notify
         if form.control is not None:
             vm.control = self._connections.get(form.control, NoConnection())
-            vm._controlOut = Outlet(vm.control, self._registry.budget)
+            vm._controlOut = Outlet(vm.control, self._registry.context.budget)
             self._fillOutlet(vm._controlOut, form.controlOut)
             self._connect(form.control, ControlSink(vm))
         if form.io is not None:

@@ -62,7 +62,7 @@ def route(vm: VM, data: memoryview, offset: int) -> int:
         full.
     @raise ccproxy.errors.RemoteProtocolError: a header is bad.
     """
-    end, most, sessionOf = len(data), vm.registry.limits.maxMessage, vm.processes.numbers.get
+    end, most, sessionOf = len(data), vm.context.limits.maxMessage, vm.processes.numbers.get
     longest = min(most, MOST_PER_SEND)  # a longer one becomes several frames
     gathered: dict[Session, _Gathered] = {}
     before, begin, frames = None, offset, 0

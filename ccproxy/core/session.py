@@ -19,8 +19,8 @@ from ..wire.codes import ControlCode, Dialect, Stream
 from ..wire.frames import encodeProcessExited, encodeStream
 from ..wire.messages import IO_HEADER, LOST_STATUS
 from ..wire.payloads import Signal
-from .clock import Wait, cancel
 from .commands import ControlCommand, SignalCommand, StartCommand, signalMessage
+from .context import Wait, cancel
 from .outlet import MOST_PER_SEND
 from .output import Output
 from .signals import HeldSignals
@@ -95,8 +95,8 @@ class Session:
     _endWait: Wait | None = None
 
     def __attrs_post_init__(self) -> None:
-        self.output = Output(self.vm.registry.budget)
-        self.stdin = StdinQueue(self.vm.registry.budget)
+        self.output = Output(self.vm.context.budget)
+        self.stdin = StdinQueue(self.vm.context.budget)
         self.held = HeldSignals(self)
 
     @property
@@ -126,7 +126,7 @@ class Session:
 
     def _advance(self, input: SessionInput) -> None:
         state = advance(SESSION_TABLE, self.state, input)
-        self.vm.registry.changed(self.vm)
+        self.vm.context.changed(self.vm)
         self.state = state
 
     # -- the shim
@@ -150,7 +150,7 @@ class Session:
         shim = self.shim
         if shim is None:
             return
-        self.vm.registry.changed(self.vm)
+        self.vm.context.changed(self.vm)
         self.output.disconnect()
         self._exitQueued = self._exitQueued and bool(self.output.pending)
         self.vm.log.info("shim gone", event="shim-gone", client=shim.name, **self.fields)
@@ -210,7 +210,7 @@ class Session:
 
     def notStarted(self, start: StartCommand, error: RequestError) -> None:
         """The start was refused, or not even sent. Its token can be used for another try."""
-        self.vm.registry.changed(self.vm)
+        self.vm.context.changed(self.vm)
         if self.start is start:
             self.start = None
             self.held.fail(RequestError(f"the process was not started: {error}"))
@@ -237,7 +237,7 @@ class Session:
         if number == self.stdio:
             if not body:
                 self._sawEnd = True
-                self.vm.registry.changed(self.vm)
+                self.vm.context.changed(self.vm)
                 if self.status is not None:
                     self.exited(self.status)
                 return
@@ -260,7 +260,7 @@ class Session:
         """Output has come: an empty message before it was not the end."""
         if self._sawEnd:
             self._sawEnd = False
-            self.vm.registry.changed(self.vm)
+            self.vm.context.changed(self.vm)
 
     def roomFor(self, number: int, size: int) -> int:
         """
@@ -326,15 +326,15 @@ class Session:
         if self._sawEnd:
             self.exited(status)
         else:
-            registry = self.vm.registry
-            self._exitWait = registry.later(registry.limits.exitTimeout, self._outputOverdue)
+            context = self.vm.context
+            self._exitWait = context.later(context.limits.exitTimeout, self._outputOverdue)
 
     def _outputOverdue(self) -> None:
         """The end of the output has not come, though there was time for it if it could be read."""
-        registry = self.vm.registry
-        missing = registry.limits.exitTimeout - self.vm.flow.readFor
+        context = self.vm.context
+        missing = context.limits.exitTimeout - self.vm.flow.readFor
         if missing > 0:
-            self._exitWait = registry.later(missing, self._outputOverdue)
+            self._exitWait = context.later(missing, self._outputOverdue)
         elif self.status is not None:
             self.exited(self.status)
 
@@ -347,7 +347,7 @@ class Session:
         self.status = status
         detached = self.state is SessionState.DETACHED
         if self.state is SessionState.STARTING or (detached and not self._acked):
-            self.vm.registry.changed(self.vm)
+            self.vm.context.changed(self.vm)
             return  # until the answer to the start has gone to its client
         cancel(self._exitWait)
         self._fail(RequestError("process has exited"))
@@ -445,7 +445,7 @@ class Session:
             return
         self.stdin.add(data)
         if not data:
-            self.vm.registry.changed(self.vm)
+            self.vm.context.changed(self.vm)
         if self._acked:
             self.vm.stdin.add(self)
 
@@ -456,7 +456,7 @@ class Session:
         """
         if self.stdin.ended and not self.stdin:
             # After a crash its end is not sent a second time.
-            self.vm.registry.changed(self.vm)
+            self.vm.context.changed(self.vm)
         if self.shim is not None and self.stdin.hasRoom:
             self.shim.wake()
 
@@ -498,8 +498,8 @@ class Session:
         if not self.output.pending:
             self.end()
             return
-        registry = self.vm.registry
-        self._endWait = registry.later(registry.limits.undeliveredTimeout, self._giveUp)
+        context = self.vm.context
+        self._endWait = context.later(context.limits.undeliveredTimeout, self._giveUp)
 
     def _giveUp(self) -> None:
         """Nobody came for it."""
@@ -519,7 +519,7 @@ class Session:
 
     def repair(self, commands: Collection[ControlCommand]) -> None:
         """
-        Finish what a turn has begun that was cut short: see L{ccproxy.core.repair}.
+        Finish what a turn has begun that was cut short: see L{ccproxy.core.context}.
 
         @param commands: those that will still be answered.
         """

@@ -11,7 +11,7 @@ import attrs
 
 from ..errors import DeadlineExceeded, RequestError
 from ..wire.payloads import Signal
-from .clock import Wait, cancel
+from .context import Wait, cancel
 
 if TYPE_CHECKING:
     from .commands import Slot
@@ -61,10 +61,10 @@ class HeldSignals:
         @param within: for how many seconds; by default as long as the limits say.
         @param since: when it came, in seconds of the clock; by default now.
         """
-        registry = self._session.vm.registry
-        delay = registry.limits.processTimeout if within is None else within
-        wait = registry.later(delay, self._overdue, slot)
-        since = registry.clock.seconds() if since is None else since
+        context = self._session.vm.context
+        delay = context.limits.processTimeout if within is None else within
+        wait = context.later(delay, self._overdue, slot)
+        since = context.clock.seconds() if since is None else since
         self._held.append(HeldSignal(slot, signal, wait, since))
 
     def release(self) -> None:
@@ -81,7 +81,7 @@ class HeldSignals:
             held.slot.fail(error)
 
     def repair(self) -> None:
-        """Finish what a turn has begun that was cut short: see L{ccproxy.core.repair}."""
+        """Finish what a turn has begun that was cut short: see L{ccproxy.core.context}."""
         for held in self._held:
             if not held.wait.active():
                 self._overdue(held.slot)
@@ -99,7 +99,7 @@ class HeldSignals:
         slot.fail(
             DeadlineExceeded(
                 f"timeout waiting for process with token {self._session.token}:"
-                f" not started within {vm.registry.limits.processTimeout:g} s"
+                f" not started within {vm.context.limits.processTimeout:g} s"
                 f" in VM {vm.containerId}"
             )
         )

@@ -8,8 +8,8 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from ..errors import DeadlineExceeded, RequestError
-from .clock import Wait, cancel
 from .commands import StartCommand
+from .context import Wait, cancel
 
 if TYPE_CHECKING:
     from .vm import VM
@@ -39,8 +39,8 @@ class Starts:
         if session is not None:
             session.start = start
             if session.shim is None:
-                start.arrived = self._vm.registry.clock.seconds()
-                self.park(start, self._vm.registry.limits.shimTimeout)
+                start.arrived = self._vm.context.clock.seconds()
+                self.park(start, self._vm.context.limits.shimTimeout)
                 return
         self._send(start)
 
@@ -51,7 +51,7 @@ class Starts:
         @param within: for how many seconds.
         """
         start.slot.client.parked.add(start)
-        self._parked[start] = self._vm.registry.later(within, self._shimOverdue, start)
+        self._parked[start] = self._vm.context.later(within, self._shimOverdue, start)
 
     def failAll(self, error: RequestError) -> None:
         """Every start that was not sent fails, and whatever waits for one."""
@@ -61,7 +61,7 @@ class Starts:
             session.noStart(error)
 
     def repair(self) -> None:
-        """Finish what a turn has begun that was cut short: see L{ccproxy.core.repair}."""
+        """Finish what a turn has begun that was cut short: see L{ccproxy.core.context}."""
         for start, wait in list(self._parked.items()):
             if not wait.active():
                 self._shimOverdue(start)
@@ -88,7 +88,7 @@ class Starts:
             start,
             DeadlineExceeded(
                 f"timeout waiting for shim with token {session.token if session else None}:"
-                f" not connected within {self._vm.registry.limits.shimTimeout:g} s"
+                f" not connected within {self._vm.context.limits.shimTimeout:g} s"
                 f" in VM {self._vm.containerId}"
             ),
         )

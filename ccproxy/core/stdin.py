@@ -26,7 +26,7 @@ from ..interfaces import IConnection
 from ..wire.codes import Dialect
 from ..wire.decoder import Buffer
 from ..wire.messages import IO_HEADER
-from .flow import Budget
+from .context import Budget
 
 if TYPE_CHECKING:
     from .session import Session
@@ -166,7 +166,7 @@ class StdinScheduler:
             self.turns.remove(session)
 
     def repair(self) -> None:
-        """Finish what a turn has begun that was cut short: see L{ccproxy.core.repair}."""
+        """Finish what a turn has begun that was cut short: see L{ccproxy.core.context}."""
         self.turns = [session for session in self.turns if session.stdin]
         for session in self._vm.processes.sessions:
             session.stdin.scheduled = session in self.turns
@@ -182,7 +182,7 @@ class StdinScheduler:
         try:
             self._pump()
         except Exception:
-            self._vm.registry.failed()
+            self._vm.context.failed()
             self._vm.channelBroken(True)  # some of it may be lost
 
     def _pump(self) -> None:

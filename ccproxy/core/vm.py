@@ -21,9 +21,9 @@ from ..interfaces import IConnection
 from ..wire.codes import ControlCode, Dialect
 from ..wire.payloads import RegisterVM
 from .channels import ControlSink, IOSink
-from .clock import Wait, cancel
-from .commands import PingCommand, dialectOfVersion
+from .commands import ControlCommand, PingCommand, dialectOfVersion
 from .console import ConsoleRing
+from .context import Wait, cancel
 from .control import ControlQueue
 from .flow import Flow
 from .outlet import Outlet
@@ -48,6 +48,7 @@ class VM:
     """
     A virtual machine and its agent.
 
+    @ivar context: what it shares with all others.
     @ivar request: the RegisterVM that made it.
     @ivar containerId: its name.
     @ivar url: the URL of the socket over which it was registered, if it is not the registry's.
@@ -76,6 +77,7 @@ class VM:
         @param slot: the registering client's answer.
         """
         self.registry = registry
+        self.context = registry.context
         self.request = request
         self.containerId = request.containerId
         self.url = slot.client.url if slot is not None else ""
@@ -86,7 +88,7 @@ class VM:
         self.io: IConnection | None = None
         self.commands = ControlQueue(self)
         self.traffic = Traffic()
-        self.console = ConsoleRing(registry.limits.consoleBuffer)
+        self.console = ConsoleRing(registry.context.limits.consoleBuffer)
         self.stdin = StdinScheduler(self)
         self.flow = Flow(self)
         self.clients: set[Client] = set()
@@ -94,7 +96,7 @@ class VM:
         self.starts = Starts(self)
         self.resync = True
         self.handled = 0
-        self.created = registry.clock.seconds()
+        self.created = registry.context.clock.seconds()
         self.lostAt = 0.0
         self.slot = slot
         self._controlOut: Outlet | None = None
@@ -105,7 +107,7 @@ class VM:
     @property
     def log(self) -> Logger:
         """Where its events are noted."""
-        return self.registry.log
+        return self.context.log
 
     @property
     def fields(self) -> dict[str, object]:
@@ -119,12 +121,12 @@ class VM:
 
     def _advance(self, input: VMInput) -> None:
         state = advance(VM_TABLE, self.state, input)
-        self.registry.changed(self)
+        self.context.changed(self)
         self.state = state
 
     def _later(self, delay: float, action: Callable[..., object], *args: object) -> None:
         # Each is waited for once at a time. The name is what is written down of it.
-        self._waits[action.__name__] = (self.registry.later(delay, action, *args), args)
+        self._waits[action.__name__] = (self.context.later(delay, action, *args), args)
 
     def _cancelWaits(self) -> None:
         for wait, _ in self._waits.values():
@@ -135,7 +137,7 @@ class VM:
 
     def beginRegistration(self) -> None:
         """Have its sockets connected; READY has its deadline from now on."""
-        limits = self.registry.limits
+        limits = self.context.limits
         self._later(limits.readyTimeout, self._neverReady)
         self.registry.connector.connect(self)
 
@@ -146,9 +148,9 @@ class VM:
         @return: the sinks of what comes on them.
         """
         self.control, self.io = control, io
-        self._controlOut = Outlet(control, self.registry.budget)
+        self._controlOut = Outlet(control, self.context.budget)
         self._advance(VMInput.CONNECTED)
-        self._later(self.registry.limits.readyPing, self._askPing)
+        self._later(self.context.limits.readyPing, self._askPing)
         return ControlSink(self), IOSink(self)
 
     def connectFailed(self, reason: str) -> None:
@@ -158,8 +160,8 @@ class VM:
         @param reason: which one and why.
         """
         self.failRegistration(RegistryError(f"{self.containerId}: {reason}"))
-        if self.registry.whenChanged is not None:
-            self.registry.later(0, self.registry.flush)  # no turn of the core's may end here
+        if self.context.whenChanged is not None:
+            self.context.later(0, self.context.flush)  # no turn of the core's may end here
 
     def awaitsReady(self, code: int, body: bytes) -> bool:
         """
@@ -218,7 +220,7 @@ class VM:
                     answer = self.registry.ioResponse(slot.client, tokens)
             except Exception as error:
                 if not isinstance(error, RequestError):
-                    self.registry.failed()
+                    self.context.failed()
                     error = InternalError()
                 self.failRegistration(error)
                 return
@@ -238,7 +240,7 @@ class VM:
         self.failRegistration(
             DeadlineExceeded(
                 f"{self.containerId}: no READY from the agent on {self.request.ctlSerial}"
-                f" within {self.registry.limits.readyTimeout:g} s"
+                f" within {self.context.limits.readyTimeout:g} s"
             )
         )
 
@@ -281,6 +283,11 @@ class VM:
             self.learn(dialect)
 
     # -- ends
+
+    @property
+    def unanswered(self) -> list[ControlCommand]:
+        """Its commands whose client is still to be answered."""
+        return [*self.commands.unanswered, *self.starts.parked]
 
     @property
     def startsProcesses(self) -> bool:
@@ -341,11 +348,11 @@ class VM:
 
     def controlWritable(self) -> None:
         """The control channel's socket has room for messages."""
-        if self.registry.whenChanged is None:
+        if self.context.whenChanged is None:
             self.sendNow()
         elif self.unsent is not None:
             # Not before it is written down; and who writes it down knows how to send it.
-            self.registry.changed(self)
+            self.context.changed(self)
 
     def sendNow(self) -> None:
         """Hand over to the control channel's socket what it takes now."""
@@ -353,7 +360,7 @@ class VM:
             try:
                 self._controlOut.flush()
             except Exception:
-                self.registry.failed()
+                self.context.failed()
                 self.channelBroken(False)  # some of it may have been sent
 
     def channelEnded(self, io: bool, reason: str) -> None:
@@ -388,7 +395,7 @@ class VM:
         poweredOff = self._poweringOff()
         if self.state in (VMState.REGISTERED, VMState.UNREGISTERED):
             known = self.state is VMState.REGISTERED
-            self.lostAt = self.registry.clock.seconds()
+            self.lostAt = self.context.clock.seconds()
             self._advance(VMInput.LOSE)
             self._notify = known
             self.log.emit(
@@ -403,7 +410,7 @@ class VM:
             self.starts.failAll(error)
             self._later(LAST_WORDS, self._lastWords, error)
             if known:
-                self._later(self.registry.limits.lostTimeout, self._forgotten)
+                self._later(self.context.limits.lostTimeout, self._forgotten)
         if self.io is None and self.control is None:
             command = self.commands.inFlight
             if poweredOff and command is not None:
@@ -448,7 +455,7 @@ class VM:
             session.end()
 
     def repair(self) -> None:
-        """Finish what a turn has begun that was cut short: see L{ccproxy.core.repair}."""
+        """Finish what a turn has begun that was cut short: see L{ccproxy.core.context}."""
         if self.slot is not None and self.slot.reply is not None:
             self.slot = None
         waiting = {name for name, (wait, _) in self._waits.items() if wait.active()}
@@ -501,8 +508,8 @@ class VM:
         """Seconds until a lost VM is forgotten, or L{None} if it is not lost."""
         if self.state is not VMState.LOST:
             return None
-        clock = self.registry.clock
-        return max(0.0, self.lostAt + self.registry.limits.lostTimeout - clock.seconds())
+        clock = self.context.clock
+        return max(0.0, self.lostAt + self.context.limits.lostTimeout - clock.seconds())
 
 
 def checkFree(vm: VM | None, containerId: str) -> None:

@@ -16,7 +16,6 @@ from ..errors import LocalProtocolError
 from ..interfaces import IConnection
 from ..wire.relocation import StartData
 from .client import Client
-from .clock import Wait
 from .commands import (
     ControlCommand,
     HyperCommand,
@@ -27,6 +26,7 @@ from .commands import (
     StartCommand,
     VersionCommand,
 )
+from .context import Wait
 from .flow import Flow
 from .outlet import Outlet
 from .registry import Registry
@@ -92,7 +92,7 @@ def writeCounters(registry: Registry) -> Snapshot:
         ignoredFrames=registry.ignoredFrames,
         draining=registry.draining,
         crashLoss=registry.crashLoss,
-        written=registry.clock.seconds(),
+        written=registry.context.clock.seconds(),
     )
 
 
@@ -147,7 +147,7 @@ class _Writer:
         self._registry = registry
         self._only = only
         self._keyOf = keyOf
-        self._now = registry.clock.seconds()
+        self._now = registry.context.clock.seconds()
         self._toWrite: list[tuple[_Table[Any, Any], Any]] = []
         self._clients = _Table(self._client, self._toWrite)
         self._vms = _Table(self._vm, self._toWrite)

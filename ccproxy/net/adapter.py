@@ -12,7 +12,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..core.clock import Clock, Wait, cancel
+from ..core.context import Clock, Wait, cancel
 from ..interfaces import IConnection, IStreamSink
 from ..wire.decoder import Buffer
 from .buffered import IBufferedProtocol

@@ -15,9 +15,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from ..core.clock import Wait, cancel
+from ..core.context import Wait, cancel, run
 from ..core.registry import Registry
-from ..core.repair import run
 from ..core.states import VMState
 from ..core.vm import VM
 from ..errors import CCProxyError, InternalError, RegistryError
@@ -104,7 +103,7 @@ class Connector:
         )
 
     async def _connect(self, vm: VM, sockets: _Sockets) -> None:
-        request = vm.request
+        request, timeout = vm.request, vm.context.limits.readyTimeout
         try:
             self._claim(vm, sockets)
             # The I/O channel first: the agent says READY, once, to whoever connects the other.
@@ -112,7 +111,7 @@ class Connector:
                 (IOChannel(self.registry), request.ioSerial),
                 (ControlChannel(self.registry), request.ctlSerial),
             ):
-                await connectUNIX(self.poller, path, channel, self.registry.limits.readyTimeout)
+                await connectUNIX(self.poller, path, channel, timeout)
                 sockets.channels.append(channel)
             io, control = sockets.channels
             controlSink, ioSink = vm.connected(control.connection, io.connection)
@@ -120,9 +119,9 @@ class Connector:
             return
         except Exception as error:
             if not isinstance(error, (CCProxyError, OSError)):
-                self.registry.failed()
+                self.registry.context.failed()
                 error = InternalError()
-            run(self.registry, vm.connectFailed, str(error))
+            run(self.registry.context, vm.connectFailed, str(error))
             return
         sockets.channels = []
         control.begin(controlSink)
@@ -278,6 +277,6 @@ class Connector:
     def _retryConsole(self, vm: VM, sockets: _Sockets) -> None:
         sockets.console = None
         if self._sockets.get(vm) is sockets:
-            sockets.consoleRetry = self.registry.later(
+            sockets.consoleRetry = self.registry.context.later(
                 CONSOLE_RETRY, self._openConsole, vm, sockets
             )

@@ -61,7 +61,7 @@ class Console:
     def bufferReceived(self, data: memoryview) -> int:
         """The console has said something."""
         self._vm.console.add(data)
-        if self._vm.registry.verbose:
+        if self._vm.registry.context.verbose:
             *lines, rest = (self._line + data).split(b"\n")
             pieces = list[bytearray]()
             for line in lines:

@@ -17,7 +17,7 @@ from collections.abc import Callable, MutableMapping, Sequence
 
 from twisted.logger import Logger
 
-from ..core.clock import Clock, Wait, cancel
+from ..core.context import Clock, Wait, cancel
 
 #: The most descriptors in one datagram. A manager that is offered descriptors again needs room for
 #: both, so this is less than the kernel allows (253, SCM_MAX_FD).

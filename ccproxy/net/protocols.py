@@ -21,7 +21,7 @@ class ClientProtocol(SinkProtocol):
     def __init__(self, registry: Registry, url: str = "") -> None:
         self._registry = registry
         self._url = url
-        self.clock = registry.clock
+        self.clock = registry.context.clock
 
     def makeSink(self, connection: IConnection) -> IStreamSink:
         """The core's client."""
@@ -73,7 +73,7 @@ class AgentChannel(SinkProtocol):
     """
 
     def __init__(self, registry: Registry) -> None:
-        self.clock = registry.clock
+        self.clock = registry.context.clock
 
     def makeSink(self, connection: IConnection) -> IStreamSink:
         """None yet."""

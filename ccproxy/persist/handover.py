@@ -19,6 +19,7 @@ from twisted.logger import LogEvent, Logger, LogLevel
 from twisted.python.failure import Failure
 
 from .. import __version__
+from ..core.context import Context
 from ..core.registry import Registry
 from ..core.resuming import Resumed, TrialConnection, resume
 from ..core.salvage import salvage
@@ -204,18 +205,19 @@ class Handover:
 
         @raise Exception: L{resume} would fail.
         """
-        real, clock = self._registry, Clock()
+        real, clock = self._registry.context, Clock()
         events: list[LogEvent] = []
         clock.rightNow = real.clock.seconds()
         connector = _TrialConnector(self._poller)
-        registry = connector.registry = Registry(
-            connector,
+        context = Context(
             clock,
             real.wallClock,
-            limits=real.limits,
-            log=Logger(observer=events.append),  # type: ignore[arg-type]
-            agentDialect=real.agentDialect,
+            real.limits,
+            Logger(observer=events.append),  # type: ignore[arg-type]
             whenChanged=_sendNow,
+        )
+        registry = connector.registry = Registry(
+            context, connector, agentDialect=self._registry.agentDialect
         )
         keys = _peers(attrs.evolve(form, snapshots=list(snapshots))).keys() & self._sockets.keys()
         resumed = resume(registry, snapshots, dict.fromkeys(keys, TrialConnection()))
@@ -389,7 +391,7 @@ class Handover:
         @return: whether the manager has it all. This process must end at once then, and close
             nothing in a way that its peers would notice.
         """
-        self._registry.flush()
+        self._registry.context.flush()
         form, descriptors = self._written(listener)
         data = seal(_encoder.encode(form))
         state = sealedFile(data)
@@ -446,10 +448,11 @@ class Handover:
         return form, descriptors + self._connector.consoles()
 
 
-def _sendNow(vms: Iterable[VM]) -> None:
+def _sendNow(changed: Iterable[object]) -> None:
     """Stand for a journal in a trial."""
-    for vm in vms:
-        vm.sendNow()
+    for thing in changed:
+        if isinstance(thing, VM):
+            thing.sendNow()
 
 
 class _TrialConnector(Connector):

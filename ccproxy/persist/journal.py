@@ -20,7 +20,7 @@ import attrs
 import msgspec
 from twisted.logger import Logger
 
-from ..core.clock import Wait, cancel
+from ..core.context import Wait, cancel
 from ..core.registry import Registry
 from ..core.snapshot import BadSnapshot, Key, OutletForm, Snapshot, seal, unseal
 from ..core.states import VMState
@@ -193,10 +193,10 @@ class Journal:
         self._notePods()
         self._outdated = True
         self._rewrite()
-        self._since = self._registry.clock.seconds()
-        self._registry.whenChanged = self.changed
+        self._since = self._registry.context.clock.seconds()
+        self._registry.context.whenChanged = self.changed
         self._poller.whenRest = self._restChanged
-        self._wait = self._registry.later(HELD_INTERVAL, self._noteHeld)
+        self._wait = self._registry.context.later(HELD_INTERVAL, self._noteHeld)
 
     def _try(self, step: Callable[..., object], *args: object) -> bool:
         """
@@ -217,9 +217,9 @@ class Journal:
         ends all connections, and the manager keeps none of them.
         """
         registry, store = self._registry, self._store
-        working = registry.whenChanged is not None
-        registry.whenChanged = self._poller.whenRest = None
-        soon = registry.clock.seconds() - self._since < MAX_RETRY
+        working = registry.context.whenChanged is not None
+        registry.context.whenChanged = self._poller.whenRest = None
+        soon = registry.context.clock.seconds() - self._since < MAX_RETRY
         self._delay = min(2 * self._delay, MAX_RETRY) if soon or not working else MIN_RETRY
         if working or self._wait is None:
             self._log.failure(
@@ -229,7 +229,7 @@ class Journal:
                 seconds=self._delay,
             )
         cancel(self._wait)
-        self._wait = registry.later(self._delay, self._recover)
+        self._wait = registry.context.later(self._delay, self._recover)
         for key in self._keys:
             store.discardSocket(key)
         for name in [*store.kept]:
@@ -253,8 +253,8 @@ class Journal:
 
     def _noteHeld(self) -> None:
         """What a VM's sessions hold is no change that is told: look from time to time."""
-        self._wait = self._registry.later(HELD_INTERVAL, self._noteHeld)
-        if self._registry.budget.used or self._held:
+        self._wait = self._registry.context.later(HELD_INTERVAL, self._noteHeld)
+        if self._registry.context.budget.used or self._held:
             before, self._held = self._held, {}
             for vm in self._registry.allVMs:
                 held = sum(each.output.held + each.stdin.size for each in vm.processes.sessions)
@@ -372,17 +372,19 @@ class Journal:
                     control.notifyRoom()
                 return
 
-    def changed(self, vms: Iterable[VM]) -> None:
-        """Write down VMs that have changed."""
+    def changed(self, things: Iterable[VM | Registry]) -> None:
+        """Write down what has changed."""
         if self._file >= 0:
-            self._try(self._changed, vms)
+            self._try(self._changed, things)
 
-    def _changed(self, vms: Iterable[VM]) -> None:
-        for vm in vms:
-            if vm.state in _NOT_YET:
-                vm.sendNow()
+    def _changed(self, things: Iterable[VM | Registry]) -> None:
+        for thing in things:
+            if isinstance(thing, Registry):
+                continue  # its counters are compared below
+            if thing.state in _NOT_YET:
+                thing.sendNow()
             else:
-                self._vm(vm)
+                self._vm(thing)
         if self._outdated or self._size > max(LEAST_REWRITTEN, 4 * self._live):
             self._rewrite()
         elif self._counters != (self._registry.draining, self._registry.ignoredFrames):

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from twisted.logger import Logger
 
-from ..core.clock import Wait
+from ..core.context import Wait
 from ..net.deadlines import looks
 from ..net.notify import MOST_DESCRIPTORS, PATIENCE, Notifier
 from ..net.passed import PREFIX

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger, LogLevel
 
+from ..core.context import Context
 from ..core.registry import Registry
 from ..net.deadlines import Deadlines
 
@@ -76,7 +77,7 @@ def _state(
     from ..admin import looking
 
     yield "counts", _fields(looking.counts(registry))
-    yield "limits", _fields(registry.limits)
+    yield "limits", _fields(registry.context.limits)
     # All at once: of a wait that is over nothing can be told.
     waits = [wait for wait in reactor.getDelayedCalls() if not deadlines.isTimer(wait)]
     waits = sorted([*waits, *deadlines.getDelayedCalls()], key=lambda wait: wait.getTime())
@@ -117,7 +118,7 @@ def _waitFields(wait: Any, now: float) -> dict[str, Any]:
     @param wait: a C{DelayedCall}.
     """
     call: Callable[..., object] = wait.func
-    if getattr(call, "__func__", None) is Registry._turn:
+    if getattr(call, "__func__", None) is Context.timed:
         call = wait.args[0]
     elif isinstance(call, LoopingCall):
         call = call.f

@@ -24,7 +24,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from ..core.clock import Clock, Wait, cancel
+from ..core.context import Clock, Wait, cancel
 
 #: A folder in this variable stands for the root of the file system, in all that is done here.
 ROOT_VARIABLE = "CCPROXY_KSM_ROOT"

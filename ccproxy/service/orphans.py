@@ -7,7 +7,7 @@ from __future__ import annotations
 from twisted.application.service import Service
 from twisted.logger import Logger
 
-from ..core.clock import Wait, cancel
+from ..core.context import Wait, cancel
 from ..core.registry import Registry
 from ..core.states import VMState
 from ..core.vm import VM
@@ -52,8 +52,8 @@ class OrphanService(Service):
         return len(self.orphans)
 
     def _look(self) -> None:
-        self._wait = self._registry.clock.callLater(self._after / LOOKS, self._look)
-        now = self._registry.clock.seconds()
+        self._wait = self._registry.context.clock.callLater(self._after / LOOKS, self._look)
+        now = self._registry.context.clock.seconds()
         alone = {vm.serial: vm for vm in self._registry.vms.values() if isAlone(vm)}
         self._alone = {serial: self._alone.get(serial, now) for serial in alone}
         self.orphans &= alone.keys()

@@ -10,7 +10,7 @@ from twisted.application.service import Service
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 
-from ..core.clock import Wait, cancel
+from ..core.context import Wait, cancel
 from ..core.registry import Registry
 from ..core.states import VMState
 
@@ -43,7 +43,7 @@ class PodService(Service):
         """Watch for UnregisterVM, and for nothing going on."""
         super().startService()
         self._registry.whenUnregistered = self._unregistered
-        if self._registry.limits.podIdleTimeout:
+        if self._registry.context.limits.podIdleTimeout:
             self._lookIdle(-1, 0)
 
     def stopService(self) -> None:
@@ -56,8 +56,8 @@ class PodService(Service):
     def _unregistered(self) -> None:
         if self._end is None and self.running:
             cancel(self._idleLook)
-            timeout = self._registry.limits.podTimeout
-            self._end = self._registry.clock.callLater(timeout, self._overdue)
+            timeout = self._registry.context.limits.podTimeout
+            self._end = self._registry.context.clock.callLater(timeout, self._overdue)
             self._look = self._reactor.callLater(LOOK, self._check)
 
     def _check(self) -> None:
@@ -85,8 +85,8 @@ class PodService(Service):
         if looks == IDLE_LOOKS:
             self._stop("the pod has no VM that lives, and no client came")
             return
-        timeout = registry.limits.podIdleTimeout
-        self._idleLook = registry.clock.callLater(
+        timeout = registry.context.limits.podIdleTimeout
+        self._idleLook = registry.context.clock.callLater(
             timeout / IDLE_LOOKS, self._lookIdle, registry.clientCount, looks + 1
         )
 

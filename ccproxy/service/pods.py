@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.application.service import Service
 from twisted.logger import Logger
 
-from ..core.clock import Wait, cancel
+from ..core.context import Wait, cancel
 from ..core.registry import Registry
 from ..errors import CCProxyError
 from ..net.binding import ListeningSocket, socketFile

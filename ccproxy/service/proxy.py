@@ -22,7 +22,7 @@ from twisted import __version__ as twistedVersion
 
 from .. import __version__
 from ..config.settings import Settings
-from ..core.clock import Wait, cancel
+from ..core.context import Context, Wait, cancel
 from ..core.registry import Registry
 from ..errors import CCProxyError
 from ..log.daemonlog import DaemonLog
@@ -66,20 +66,22 @@ class RegistryService(Service):
         self.poller = Poller(reactor)
         self.connector = Connector(self.poller, settings.vmSocketDirs)
         self.registry = self.connector.registry = Registry(
-            connector=self.connector,
-            clock=self.poller.deadlines,
-            wallClock=time.time,
-            limits=settings.limits,
+            Context(
+                clock=self.poller.deadlines,
+                wallClock=time.time,
+                limits=settings.limits,
+                log=Logger("ccproxy"),
+                verbose=settings.logLevel == "debug",
+            ),
+            self.connector,
             url=settings.url,
-            log=Logger("ccproxy"),
             agentDialect=settings.agentDialect,
-            verbose=settings.logLevel == "debug",
         )
 
     async def drain(self) -> None:
         """Wait until nothing is under way, for so long as the limits say."""
         deadlines, overdue = self.poller.deadlines, False
-        deadline = deadlines.seconds() + self.registry.limits.stopTimeout
+        deadline = deadlines.seconds() + self.registry.context.limits.stopTimeout
         while not self.registry.quiet:
             if overdue:
                 self.log.warn("stopping with something under way", event="stop-overdue")
@@ -306,7 +308,7 @@ class ProxyService(MultiService):
             self.daemonLog.flush(FLUSH_TIMEOUT)
 
     def _levelSet(self, level: str) -> None:
-        self.registry.registry.verbose = level == "debug"
+        self.registry.registry.context.verbose = level == "debug"
 
     def privilegedStartService(self) -> None:
         """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import attrs
 from twisted.logger import Logger
 
-from ..core.repair import run
+from ..core.context import run
 from ..errors import CCProxyError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Reload:
         )
         self._settings = settings
         registry = self._proxy.registry.registry
-        run(registry, registry.setLimits, settings.limits)
+        run(registry.context, registry.context.setLimits, settings.limits)
         if self._proxy.daemonLog is not None:
             self._proxy.daemonLog.level = settings.logLevel
             self._proxy.daemonLog.rate = settings.logRate

@@ -9,7 +9,7 @@ from typing import Any
 
 from twisted.application.service import Service
 
-from ..core.clock import Wait, cancel
+from ..core.context import Wait, cancel
 from ..core.registry import Registry
 from ..net.notify import Notifier
 

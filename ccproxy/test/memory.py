@@ -16,6 +16,7 @@ from zope.interface import implementer
 
 from ccproxy.core.channels import ControlSink, IOSink
 from ccproxy.core.client import Client
+from ccproxy.core.context import Context
 from ccproxy.core.limits import Limits
 from ccproxy.core.registry import Registry
 from ccproxy.core.resuming import Resumed, resume
@@ -312,12 +313,14 @@ class World:
         self.connector = MemoryConnector()
         self.events: list[dict[str, Any]] = []
         self.registry = Registry(
-            connector=self.connector,
-            clock=self.clock,
-            limits=Limits(**limits),
-            log=Logger(observer=self.events.append),  # type: ignore[arg-type]
+            Context(
+                clock=self.clock,
+                wallClock=lambda: 1_000_000.0 + self.clock.seconds(),
+                limits=Limits(**limits),
+                log=Logger(observer=self.events.append),  # type: ignore[arg-type]
+            ),
+            self.connector,
             agentDialect=dialect,
-            wallClock=lambda: 1_000_000.0 + self.clock.seconds(),
         )
         if journal:
             self._keepJournal()
@@ -394,12 +397,14 @@ class World:
             call.cancel()
         self.connector.wanted.clear()
         self.registry = Registry(
-            connector=self.connector,
-            clock=self.clock,
-            limits=old.limits,
-            log=old.log,
+            Context(
+                clock=self.clock,
+                wallClock=old.context.wallClock,
+                limits=old.context.limits,
+                log=old.context.log,
+            ),
+            self.connector,
             agentDialect=old.agentDialect,
-            wallClock=old.wallClock,
             makeToken=old.makeToken,
             makeBase=old.makeBase,
         )
@@ -414,15 +419,17 @@ class World:
     def _keepJournal(self) -> None:
         registry = self.registry
         self._journal.clear()
-        registry.whenChanged = self._note
+        registry.context.whenChanged = self._note
         sessions = registry.tokens.values()
         self._note({*registry.vms.values(), *registry.leaving, *(each.vm for each in sessions)})
 
-    def _note(self, vms: Iterable[VM]) -> None:
+    def _note(self, things: Iterable[VM | Registry]) -> None:
         """Keep a journal as the daemon's: the last word on each VM, and on what belongs to none."""
         if self.dies == "before":
             raise Died
-        for vm in vms:
+        for vm in things:
+            if isinstance(vm, Registry):
+                continue
             if vm.state in (VMState.CONNECTING, VMState.WAITING):
                 vm.sendNow()
                 continue

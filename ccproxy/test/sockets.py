@@ -26,7 +26,7 @@ READ_SIZE = 64 << 10
 
 def closeJournal(journal: Journal) -> None:
     """Stop a journal, and close the files that it leaves for the next process."""
-    journal._registry.whenChanged = journal._poller.whenRest = None
+    journal._registry.context.whenChanged = journal._poller.whenRest = None
     for pipe in journal._pipes:
         os.close(pipe.reading)
         os.close(pipe.writing)

@@ -19,20 +19,18 @@ FOLDERS = (
 )  # fmt: skip
 #: Imports within the core that still form circles, by the module that imports.
 CORE_CIRCLE = {
-    "channels": "repair",
-    "client": "repair requests",
+    "client": "requests",
     "commands": "client session vm",
     "control": "client vm",
     "flow": "client vm",
-    "outlet": "flow",
-    "output": "client flow",
+    "output": "client",
     "processes": "vm",
-    "registry": "client repair",
+    "registry": "client",
     "routing": "vm",
     "session": "client vm",
     "signals": "session",
     "starts": "vm",
-    "stdin": "flow session vm",
+    "stdin": "session vm",
     "vm": "channels client registry",
 }
 

@@ -129,7 +129,7 @@ class LookingTests(SynchronousTestCase):
         world.clock.advance(5)
         (vm,) = looking.vms(world.registry)
         self.assertEqual((vm.blocked, vm.blockedSeconds), (None, 3))
-        self.assertEqual(world.registry.tally.blocked, 3)
+        self.assertEqual(world.registry.context.tally.blocked, 3)
 
     def test_leaving(self) -> None:
         """Lost VMs are shown, unregistered ones until nothing is left of them."""
@@ -165,5 +165,5 @@ class LookingTests(SynchronousTestCase):
 
     def total(self) -> Any:
         """Messages and bytes of output, in all."""
-        total = self.registry.tally.total(looking.allVMs(self.registry))
+        total = self.registry.context.tally.total(looking.allVMs(self.registry))
         return total.outFrames, total.outBytes

@@ -40,7 +40,7 @@ class Model:
             clientBuffer=2048,
             **limits,
         )
-        self.limits = self.world.registry.limits
+        self.limits = self.world.registry.context.limits
         self.world.registry.makeToken = self._makeToken
         self.world.registry.makeBase = self._makeBase
         self.names: dict[str, Guest] = {}
@@ -244,7 +244,7 @@ class Model:
         guest = track.guest
         assert track.shim is None, "output dropped under the eyes of its shim"
         held = sum(map(len, track.frames))
-        assert held >= self.world.registry.budget.share, "dropped too early"
+        assert held >= self.world.registry.context.budget.share, "dropped too early"
         assert guest.blockedSince is not None
         assert self.now >= guest.blockedSince + self.limits.absentTimeout, "dropped too early"
         track.dropping = True
@@ -271,7 +271,8 @@ class Model:
                 assert session.stdin.size <= self.limits.sessionBuffer + 10100, "too much stdin"
                 held = max(0, len(track.stdin) - track.got)
                 assert session.stdin.size <= held, "stdin from nowhere"
-        assert registry.budget.used == used, f"{registry.budget.used} counted, {used} held"
+        counted = registry.context.budget.used
+        assert counted == used, f"{counted} counted, {used} held"
         assert set(registry.tokens) == set(self.tokens), "other tokens"
         assert set(registry.vms) == set(self.names), "other VMs"
         assert registry.clients == {peer.core for peer in self.peers if not peer.closed}
@@ -315,6 +316,6 @@ class Model:
         registry = self.world.registry
         assert not self.peers and not self.guests
         assert not registry.tokens and not registry.vms and not registry.leaving
-        assert registry.budget.used == 0
+        assert registry.context.budget.used == 0
         left = self.world.clock.getDelayedCalls()
         assert not left, f"timers are left: {left}"

@@ -77,7 +77,7 @@ class ResyncTests(SynchronousTestCase):
         assert session is not None
         vm = session.vm
         session.exitEvent(0)
-        self.clock.advance(vm.registry.limits.exitTimeout)
+        self.clock.advance(vm.registry.context.limits.exitTimeout)
         (ended,) = shim.frames()
         self.assertIs(ended.type, FrameType.NOTIFICATION)
         late = encodeIO(number, b"late")

@@ -395,7 +395,7 @@ class ShimTests(SynchronousTestCase):
             )
             self.assertIn(text, errorText(shim.frame()))
             self.assertFalse(shim.connection.closed)
-        self.assertEqual(self.world.registry.budget.used, 0)
+        self.assertEqual(self.world.registry.context.budget.used, 0)
 
     def test_oneTokenEver(self) -> None:
         """A connection is the shim of one token; a refused one may try again."""
@@ -449,7 +449,7 @@ class ShimTests(SynchronousTestCase):
             else:
                 shim.connection.end()
             self.assertTrue(shim.connection.closed)
-            self.assertEqual(self.world.registry.budget.used, 0)
+            self.assertEqual(self.world.registry.context.budget.used, 0)
 
     def test_disconnectStages(self) -> None:
         """The token is void at every stage; a process that runs gets an EOF and runs on."""
@@ -489,7 +489,7 @@ class ShimTests(SynchronousTestCase):
                 agent.output(3, b"dropped")
                 agent.exit(3, 0)
             self.assertEqual(agent.vm.processes.sessions, set(), stage)
-            self.assertEqual(world.registry.budget.used, 0)
+            self.assertEqual(world.registry.context.budget.used, 0)
 
     def test_holderWithFrames(self) -> None:
         """A holder that has hung up: its frames are taken first, then the claim succeeds."""

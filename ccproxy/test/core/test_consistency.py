@@ -15,6 +15,7 @@ from msgspec.msgpack import decode, encode
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.core.channels import ControlSink, IOSink
+from ccproxy.core.context import Context
 from ccproxy.core.registry import Registry
 from ccproxy.core.resuming import resume
 from ccproxy.core.snapshot import BadSnapshot, Snapshot
@@ -103,7 +104,7 @@ def takenUp(body: bytes) -> bool:
     """Take a state up, if it is not refused, and do with it whatever can be done."""
     world = World(sessionBuffer=4096)
     lines = {key: MemoryConnection() for key in KEYS}
-    registry = Registry(world.connector, world.clock, world.registry.wallClock)
+    registry = Registry(Context(world.clock, float), world.connector)
     try:
         resumed = resume(registry, [decode(body, type=Snapshot)], lines)
     except (BadSnapshot, msgspec.MsgspecError):

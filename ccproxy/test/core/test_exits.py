@@ -397,7 +397,7 @@ class DeliveryTests(SynchronousTestCase):
             shim = world.client()
             shim.send(Command.CONNECT_SHIM, {"token": tokens[0]})
         self.assertEqual(payloads(shim), [b"", b"\x03"])
-        self.assertEqual(world.registry.budget.used, 0)
+        self.assertEqual(world.registry.context.budget.used, 0)
 
     def test_notTwiceToOne(self) -> None:
         """A status that a shim has not read is kept, and not doubled, when the shim goes."""

@@ -20,10 +20,10 @@ import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.core import registry as _registry
-from ccproxy.core import repair as _repair
+from ccproxy.core.client import Client
 from ccproxy.core.consistency import check
+from ccproxy.core.context import Context, run, turn
 from ccproxy.core.registry import Registry
-from ccproxy.core.repair import repair, run
 from ccproxy.core.writing import write
 from ccproxy.wire.codes import Command, ControlCode, Dialect, Stream
 from ccproxy.wire.codes import FrameType as Type
@@ -42,7 +42,13 @@ from .test_snapshot import busyWorld
 
 _CORE = _registry.__file__.rsplit("/", 1)[0]
 #: The guard itself cannot be guarded.
-_GUARDS = {Registry._turn.__code__, Registry.failed.__code__}
+_GUARDS = {
+    function.__code__
+    for function in (
+        run, turn(Client.close), Context.timed, Context.attempt, Context.failed, Context.repair,
+        Registry._repairs,
+    )
+}  # fmt: skip
 #: How much of the stack tells situations apart: the function, and three callers with their lines.
 _DEPTH = 7
 _SIGKILL, _SIGWINCH = 9, 28
@@ -72,8 +78,6 @@ class Surprising:
     def _profile(self, frame: FrameType, event: str, arg: object) -> None:
         code = frame.f_code
         if event != "call" or not code.co_filename.startswith(_CORE) or code in _GUARDS:
-            return
-        if code.co_filename == _repair.__file__:
             return
         place: list[object] = [code]
         outer = frame.f_back
@@ -110,7 +114,7 @@ class GuardedConnection(MemoryConnection):
             self._failed()
 
     def _failed(self) -> None:
-        self.registry.log.failure("connection closed")
+        self.registry.context.log.failure("connection closed")
         self.gone = True
         if not self.closed:
             self.closed = True
@@ -168,7 +172,7 @@ class Stage:
         try:
             client = MemoryClient(self.world, GuardedConnection)
         except Surprise:
-            self.registry.log.failure("connection closed")
+            self.registry.context.log.failure("connection closed")
             raise
         self.peers.append(Peer(client))
         return self.peers[-1]
@@ -183,8 +187,8 @@ class Stage:
         try:
             agent = MemoryVM(vm, GuardedConnection)
         except Surprise:
-            self.registry.failed()
-            run(self.registry, vm.connectFailed, "it failed")
+            self.registry.context.failed()
+            run(self.registry.context, vm.connectFailed, "it failed")
             return None
         self.agents.append(agent)
         return agent
@@ -246,11 +250,11 @@ class Stage:
             assert not peer.client.client.slots, "a command is still unanswered"
         if surprised:
             assert [e for e in world.events if "log_failure" in e], "nothing was logged"
-        assert not registry.depth and not registry.damaged
+        assert not registry.context.depth and not registry.context.damaged
         check([write(registry, id)])
-        used = registry.budget.used
+        used = registry.context.budget.used
         registry.recount()
-        assert registry.budget.used == used, "the budget is wrong"
+        assert registry.context.budget.used == used, "the budget is wrong"
         for agent in self.agents:
             state = agent.vm.state.value
             if registry.vms.get("vm") is agent.vm:
@@ -275,7 +279,7 @@ class Stage:
         assert list(registry.vms) == ["other"] and not registry.leaving, "a VM has leaked"
         clients = {self._shim.client, self._runtime.client}
         assert registry.clients == clients, "a client has leaked"
-        assert not registry.budget.used, "the budget has leaked"
+        assert not registry.context.budget.used, "the budget has leaked"
 
     def otherGoesOn(self) -> None:
         """Everything works with the other VM, and for a new client."""
@@ -313,7 +317,7 @@ def cannotConnect(stage: Stage) -> None:
     peer = stage.peer()
     peer.send(Command.REGISTER_VM, registration("vm", 2))
     vm = stage.world.connector.wanted.pop()
-    run(stage.registry, vm.connectFailed, "refused")
+    run(stage.registry.context, vm.connectFailed, "refused")
 
 
 def refusesReady(stage: Stage) -> None:
@@ -575,7 +579,7 @@ class FailureTests(SynchronousTestCase):
         peer.send(Command.REGISTER_VM, registration("vm", 5))
         agent = stage.connect()
         assert agent is not None
-        stage.registry.setLimits(attrs.evolve(stage.registry.limits, maxTokens=3))
+        stage.registry.context.setLimits(attrs.evolve(stage.registry.context.limits, maxTokens=3))
         agent.say(ControlCode.READY)
         (frame,) = peer.frames()
         self.assertIn("no more than 3 I/O tokens", errorText(frame))
@@ -621,7 +625,7 @@ class FailureTests(SynchronousTestCase):
         """A repair changes nothing if nothing is wrong."""
         world = busyWorld()
         before = write(world.registry, id)
-        repair(world.registry)
+        world.registry.context.repair()
         self.assertEqual(write(world.registry, id), before)
 
 

@@ -36,7 +36,7 @@ LONG_STDIN = b"z" * (3 * (TURN - IO_HEADER.size))
 
 def plainRoute(vm: VM, data: memoryview, offset: int) -> int:
     """What L{ccproxy.core.routing.route} does, message by message."""
-    limit = vm.registry.limits.maxMessage
+    limit = vm.registry.context.limits.maxMessage
     while vm.io is not None:
         message = readMessage(IO_HEADER, data, offset, limit)
         if message is None:
@@ -178,7 +178,7 @@ class OutputTests(SynchronousTestCase):
         sessions = sorted(agent.vm.processes.sessions, key=lambda session: session.stdio)
         return [
             agent.io.paused,
-            world.registry.budget.used,
+            world.registry.context.budget.used,
             *[bytes(shim.connection.written) for shim in shims],
             *[(session.stdio, session.state, session.status) for session in sessions],
             agent.vm.traffic.outFrames if agent.io.paused else 0,
@@ -285,7 +285,7 @@ class InputTests(SynchronousTestCase):
             sorted(commands, key=str),
             *[bytes(shim.connection.written) for shim in shims],
             *[shim.connection.closed for shim in shims],
-            world.registry.budget.used,
+            world.registry.context.budget.used,
             world.registry.ignoredFrames,
         ]
 

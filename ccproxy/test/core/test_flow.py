@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 from twisted.trial.unittest import SynchronousTestCase
 
-from ccproxy.core.flow import Budget
+from ccproxy.core.context import Budget
 from ccproxy.core.limits import Limits
 from ccproxy.wire.codes import Command, Dialect, Stream
 from ccproxy.wire.messages import encodeIO
@@ -56,7 +56,7 @@ class StuckTests(StuckCase):
         self.agent.io.pump()
         self.assertEqual([frame.payload for frame in self.stuck.frames()], [KILOBYTE] * 6)
         self.assertEqual(self.other.frame().payload, b"behind it")
-        self.assertEqual(self.world_.registry.budget.used, 0)
+        self.assertEqual(self.world_.registry.context.budget.used, 0)
         self.assertEqual(len(self.world_.logged("backpressure-on")), 1)
         self.assertEqual(len(self.world_.logged("backpressure-off")), 1)
 
@@ -124,13 +124,13 @@ class StuckTests(StuckCase):
         self.stuck.send(Command.DISCONNECT_SHIM)
         self.agent.io.pump()
         self.assertEqual(self.other.frame().payload, b"behind it")
-        self.assertEqual(self.world_.registry.budget.used, 0)
+        self.assertEqual(self.world_.registry.context.budget.used, 0)
 
     def test_vmGone(self) -> None:
         """The end of the VM ends the wait for it."""
         self.world()
         self.world_.registry.shutDown()
-        self.assertEqual(self.world_.registry.budget.used, 0)
+        self.assertEqual(self.world_.registry.context.budget.used, 0)
         self.assertEqual(self.world_.clock.getDelayedCalls(), [])
 
 
@@ -140,7 +140,7 @@ class ChangedLimitsTests(StuckCase):
     def change(self, **limits: Any) -> None:
         """Have other limits."""
         registry = self.world_.registry
-        registry.setLimits(attrs.evolve(registry.limits, **limits))
+        registry.context.setLimits(attrs.evolve(registry.context.limits, **limits))
         self.agent.io.pump()
 
     def test_moreRoom(self) -> None:
@@ -215,7 +215,7 @@ class BudgetTests(SynchronousTestCase):
         """In a crowd a session that holds its small share is full; when it is over, it is not."""
         world, pairs = self.crowded()
         self.assertEqual([agent.io.paused for agent, _ in pairs], [False, True, True])
-        self.assertLess(world.registry.budget.used, 10_000 + 3 * 2048)
+        self.assertLess(world.registry.context.budget.used, 10_000 + 3 * 2048)
         pairs[0][1].connection.makeRoom()
         for agent, _ in pairs:
             agent.io.pump()
@@ -223,7 +223,7 @@ class BudgetTests(SynchronousTestCase):
         for _, shim in pairs:
             shim.connection.makeRoom()
             self.assertEqual(len(shim.frames()), 6)
-        self.assertEqual(world.registry.budget.used, 0)
+        self.assertEqual(world.registry.context.budget.used, 0)
 
     def test_stdinCounts(self) -> None:
         """Held stdin is counted as well, and a shim paused for the crowd is read again after."""
@@ -241,4 +241,4 @@ class BudgetTests(SynchronousTestCase):
             agent.io.drain()
         self.assertFalse(two.connection.paused)
         two.connection.pump()
-        self.assertEqual(world.registry.budget.used, 6000)
+        self.assertEqual(world.registry.context.budget.used, 6000)

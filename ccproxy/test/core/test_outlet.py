@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ccproxy.core.flow import Budget
+from ccproxy.core.context import Budget
 from ccproxy.core.limits import Limits
 from ccproxy.core.outlet import MOST_BUFFERS, MOST_PER_SEND, Outlet
 from ccproxy.core.output import Output

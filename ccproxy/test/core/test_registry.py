@@ -137,7 +137,7 @@ class ShutdownTests(SynchronousTestCase):
             (registry.vms, registry.tokens, registry.clients, registry.leaving),
             ({}, {}, set(), set()),
         )
-        self.assertEqual(registry.budget.used, 0)
+        self.assertEqual(registry.context.budget.used, 0)
         self.assertEqual(world.clock.getDelayedCalls(), [])
 
     def test_quiet(self) -> None:
@@ -209,7 +209,7 @@ class VerboseTests(SynchronousTestCase):
     def noted(self, verbose: bool) -> list[str]:
         """The events of a registration, a round trip, and an end."""
         world = World(Dialect.CC)
-        world.registry.verbose = verbose
+        world.registry.context.verbose = verbose
         agent, _, _ = world.register()
         world.events.clear()
         client = world.client()

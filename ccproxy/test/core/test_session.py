@@ -54,7 +54,7 @@ class StartTests(SynchronousTestCase):
         self.assertTrue(shim.connection.closed)
         self.assertEqual(world.registry.tokens, {})
         self.assertEqual(agent.vm.processes.sessions, set())
-        self.assertEqual(world.registry.budget.used, 0)
+        self.assertEqual(world.registry.context.budget.used, 0)
 
     def test_waitsForShim(self) -> None:
         """The agent sees nothing of a start before its shim is there."""
@@ -270,11 +270,11 @@ class FlowTests(SynchronousTestCase):
         for body in sent:
             agent.output(3, body)
         self.assertTrue(agent.io.paused)
-        self.assertLess(world.registry.budget.used, 4096 + 1012)
+        self.assertLess(world.registry.context.budget.used, 4096 + 1012)
         shim.connection.makeRoom()
         agent.io.pump()
         self.assertEqual([frame.payload for frame in shim.frames()], sent)
-        self.assertEqual(world.registry.budget.used, 0)
+        self.assertEqual(world.registry.context.budget.used, 0)
 
     def test_absentShimDropsAtLast(self) -> None:
         """Without a shim the pause ends after a while; the status is kept."""

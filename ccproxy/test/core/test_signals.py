@@ -29,7 +29,7 @@ class KillTests(SynchronousTestCase):
             shim.refused(Command.SIGNAL, {"signalNumber": number}), "process has exited"
         )
         shim.stream(Stream.STDIN, b"dropped")
-        self.assertEqual(world.registry.budget.used, 0)
+        self.assertEqual(world.registry.context.budget.used, 0)
 
     def test_created(self) -> None:
         """Before any start: a later start is the error."""

@@ -18,6 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ccproxy.core import snapshot
 from ccproxy.core.client import Client
 from ccproxy.core.commands import ControlCommand, HyperCommand, SignalCommand, Slot, StartCommand
+from ccproxy.core.context import Context
 from ccproxy.core.control import ControlQueue
 from ccproxy.core.flow import Flow
 from ccproxy.core.outlet import Outlet
@@ -178,8 +179,9 @@ class ResumeTests(SynchronousTestCase):
 
     def empty(self, world: World) -> Registry:
         """A registry to take it up in."""
-        old = world.registry
-        return Registry(world.connector, world.clock, old.wallClock, limits=old.limits, log=old.log)
+        old = world.registry.context
+        context = Context(world.clock, old.wallClock, old.limits, old.log)
+        return Registry(context, world.connector)
 
     def test_same(self) -> None:
         """What was taken up is written down as it was."""
@@ -227,7 +229,7 @@ class ResumeTests(SynchronousTestCase):
         self.assertIs(registry.vms["vm"].state, VMState.LOST)
         self.assertEqual(len(registry.tokens), 2)
         world.clock.advance(10000.0)
-        self.assertEqual((registry.vms, registry.tokens, registry.budget.used), ({}, {}, 0))
+        self.assertEqual((registry.vms, registry.tokens, registry.context.budget.used), ({}, {}, 0))
         self.assertEqual(world.clock.getDelayedCalls(), [])
 
     def test_contradiction(self) -> None:
@@ -520,8 +522,8 @@ class CrashTests(SynchronousTestCase):
         world.process(agent, runtime, tokens[0]).connection.end()
         agent.exit(3, 4)
         for _ in range(3):
-            world.registry.changed(world.registry.vms["vm"])
-            world.registry.flush()
+            world.registry.context.changed(world.registry.vms["vm"])
+            world.registry.context.flush()
             world.crash()
         self.assertEqual((world.registry.crashLoss, world.logged("crash-loss")), ((0, 0), []))
         shim = world.client()
@@ -579,8 +581,8 @@ class SalvageTests(SynchronousTestCase):
             cast.append((agent, runtime, shim, tokens[0]))
         agent, _, shim, token = cast[1]
         poison(agent, world.registry.tokens[token], shim)
-        world.registry.changed(agent.vm)
-        world.registry.flush()
+        world.registry.context.changed(agent.vm)
+        world.registry.context.flush()
         return world, cast
 
     def salvaged(self, world: World, crash: bool) -> list[Dropped]:
@@ -590,7 +592,7 @@ class SalvageTests(SynchronousTestCase):
         lines = dict.fromkeys(world.connections, TrialConnection())
 
         def restore(snapshots: Any) -> None:
-            trial = Registry(MemoryConnector(), Clock(), float)
+            trial = Registry(Context(Clock(), float), MemoryConnector())
             resume(trial, snapshots, lines).begin()
 
         kept, dropped = salvage(found, restore)
@@ -662,7 +664,7 @@ class SalvageTests(SynchronousTestCase):
 
     def restored(self, snapshots: Any) -> None:
         """Restore snapshots whose connections are all lost."""
-        resume(Registry(MemoryConnector(), Clock(), float), snapshots, {})
+        resume(Registry(Context(Clock(), float), MemoryConnector()), snapshots, {})
 
     def test_brokenLine(self) -> None:
         """A shim and a VM that fail only when restored for real do not take others along."""
@@ -694,7 +696,7 @@ class CompletenessTests(SynchronousTestCase):
     """
 
     KNOWN = {
-        Client: "_connection _excess _ignored _paused _wait name outlet parked handled"
+        Client: "context _connection _excess _ignored _paused _wait name outlet parked handled"
         " registering registry session slots state url vm wasShim",
         Slot: "client opcode reply began",
         Outlet: "_blocks _budget _connection _gone _offset kept size",
@@ -726,8 +728,8 @@ class CompletenessTests(SynchronousTestCase):
         """So has a VM."""
         agent, _, _ = World().register()
         known = (
-            "registry request containerId url serial state dialect control io commands traffic"
-            " console stdin flow clients processes starts resync handled created lostAt slot"
+            "registry context request containerId url serial state dialect control io commands"
+            " traffic console stdin flow clients processes starts resync handled created lostAt slot"
             " _controlOut _readyMayCome _notify _waits"
         )
         self.assertEqual(set(vars(agent.vm)), set(known.split()))

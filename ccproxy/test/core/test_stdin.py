@@ -138,7 +138,7 @@ class DialectTests(SynchronousTestCase):
             self.assertEqual(joined(got, 3 + 2 * number), sent[number])
         ends = [to for to, body in got if not body]
         self.assertEqual(sorted(ends), [3, 5, 7])
-        self.assertEqual(world.registry.budget.used, 0)
+        self.assertEqual(world.registry.context.budget.used, 0)
         if dialect is not Dialect.CC:
             self.assertLessEqual(max(len(body) for _, body in got), SMALL_PAYLOAD)
 
@@ -193,7 +193,7 @@ class PacingTests(SynchronousTestCase):
             stuck.stream(Stream.STDIN, bytes([number]) * 1000)
         self.assertTrue(stuck.connection.paused)
         self.assertFalse(other.connection.paused)
-        self.assertLess(world.registry.budget.used, 8192 + 1000)
+        self.assertLess(world.registry.context.budget.used, 8192 + 1000)
         agent.io.makeRoom()
         for _ in range(20):
             agent.io.drain()
@@ -201,7 +201,7 @@ class PacingTests(SynchronousTestCase):
         got = joined(agent.stdin(), 3)
         self.assertEqual(got, b"".join(bytes([number]) * 1000 for number in range(20)))
         self.assertFalse(stuck.connection.paused)
-        self.assertEqual(world.registry.budget.used, 0)
+        self.assertEqual(world.registry.context.budget.used, 0)
 
     def test_signalBehindStdin(self) -> None:
         """P8: a signal is seen though the stdin before it is held up."""
@@ -240,7 +240,7 @@ class PacingTests(SynchronousTestCase):
             agent.stdin()
             other.stream(Stream.STDIN, b"mine")
             agent.io.drain()
-            self.assertEqual(world.registry.budget.used, 0 if exited else 13)
+            self.assertEqual(world.registry.context.budget.used, 0 if exited else 13)
             self.assertEqual(agent.stdin(), [(5, b"mine")])
 
     def test_afterEOF(self) -> None:
@@ -278,7 +278,7 @@ class PacingTests(SynchronousTestCase):
         before = tracemalloc.get_traced_memory()[0]
         while not shim.connection.paused:
             shim.connection.feed(b"".join(frames) * 100)
-        used = world.registry.budget.used
+        used = world.registry.context.budget.used
         self.assertLess(tracemalloc.get_traced_memory()[0] - before, 4 * used)
         shim.connection.resumeReading()
         agent.io.makeRoom()

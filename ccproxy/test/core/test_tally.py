@@ -38,7 +38,7 @@ class TallyTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.world = World()
-        self.tally = self.world.registry.tally
+        self.tally = self.world.registry.context.tally
 
     def test_answered(self) -> None:
         """A client's command counts once, with the time until its response."""

@@ -440,7 +440,7 @@ class LossTests(SynchronousTestCase):
         for frame in self.runtime.frames():
             self.assertIn("vm: VM is lost: the control channel was closed", errorText(frame))
         self.assertEqual(self.world.registry.tokens, {})
-        self.assertEqual(self.world.registry.budget.used, 0)
+        self.assertEqual(self.world.registry.context.budget.used, 0)
 
     def test_knownAsLost(self) -> None:
         """Hyper and new tokens are refused at once; UnregisterVM succeeds, once."""
@@ -532,7 +532,7 @@ class LossTests(SynchronousTestCase):
         agent.io.pump()
         self.assertEqual(brief(shim.frames()), [*((FrameType.STREAM, body) for body in sent), LOST])
         self.assertTrue(shim.connection.closed)
-        self.assertEqual(world.registry.budget.used, 0)
+        self.assertEqual(world.registry.context.budget.used, 0)
 
     def test_lastWordsHeldUpUntilNow(self) -> None:
         """P6: a channel that was held up until a moment ago has its time to be read."""
@@ -597,7 +597,7 @@ class LossTests(SynchronousTestCase):
         (entry,) = self.world.logged("undelivered")
         self.assertEqual((entry["dropped"], entry["vm"]), (16, "vm"))
         self.assertEqual(self.world.registry.tokens, {})
-        self.assertEqual(self.world.registry.budget.used, 0)
+        self.assertEqual(self.world.registry.context.budget.used, 0)
 
     def test_shimThatDoesNotRead(self) -> None:
         """A shim that reads no more does not hold a lost VM's output for ever."""
@@ -609,7 +609,7 @@ class LossTests(SynchronousTestCase):
         self.assertTrue(shim.connection.closed)
         self.world.clock.advance(30)
         self.assertEqual(self.world.registry.tokens, {})
-        self.assertEqual(self.world.registry.budget.used, 0)
+        self.assertEqual(self.world.registry.context.budget.used, 0)
 
     def test_refusedOutputIsDropped(self) -> None:
         """A VM lost while a start waits keeps the output that came; an ERROR drops it."""
@@ -629,7 +629,7 @@ class LossTests(SynchronousTestCase):
             self.assertEqual(
                 [frame.payload for frame in shim.frames()], [b"early", b"\xff"] if lost else []
             )
-            self.assertEqual(world.registry.budget.used, 0)
+            self.assertEqual(world.registry.context.budget.used, 0)
 
     def test_parkedStart(self) -> None:
         """P11: a start that waits for its shim is told at once."""
@@ -761,7 +761,7 @@ class UnregisterTests(SynchronousTestCase):
                 brief(shim.frames()),
                 [(FrameType.NOTIFICATION, b"\0"), (FrameType.RESPONSE, b"")],
             )
-            self.assertEqual(world.registry.budget.used, 0)
+            self.assertEqual(world.registry.context.budget.used, 0)
 
     def test_told(self) -> None:
         """Pod mode is told."""

@@ -178,7 +178,7 @@ class ConsoleTests(SocketCase):
 
     def test_ring(self) -> None:
         """What it says is kept, whether it is logged or not."""
-        self.world.registry.verbose = False
+        self.world.registry.context.verbose = False
         self.say(b"one\ntw", b"o\n")
         self.assertEqual(self.vm.console.since(0), b"one\ntwo\n")
         self.assertEqual(self.lines(), [])
@@ -229,9 +229,9 @@ class ConsoleTests(SocketCase):
     def test_levelChanges(self) -> None:
         """A line that began unheard is logged from where the log listens again."""
         self.say(b"heard ")
-        self.world.registry.verbose = False
+        self.world.registry.context.verbose = False
         self.say(b"unheard")
-        self.world.registry.verbose = True
+        self.world.registry.context.verbose = True
         self.say(b" again\n")
         self.assertEqual(self.lines(), [" again"])
 

@@ -52,7 +52,7 @@ MANY, MUCH = 100, 150_000
 INTERVALS = {
     "agent/guest.py": "end",
     "agent/guestports.py": "_look",
-    "core/registry.py": "later",  # the clock that it is given is Deadlines
+    "core/context.py": "later",  # the clock that it is given is Deadlines
     "net/adapter.py": "lookForHangup _lookForHangup _callSoon",
     "net/connectunix.py": "connectUNIX",  # tries again before it gives up
     "net/deadlines.py": "_arm _begin _round",
@@ -433,4 +433,4 @@ def _timers(node: ast.AST, function: str) -> Iterator[str]:
 
 def _isDeadlines(clock: ast.AST) -> bool:
     text = ast.unparse(clock)
-    return "eadlines" in text or text.endswith("registry.clock")
+    return "eadlines" in text or text.endswith("context.clock")

@@ -27,13 +27,13 @@ from ...net.reactor import LedReactor
 #: Names that lead to the wall clock.
 WALL_CLOCK = {
     "time.time", "time.time_ns", "time.localtime", "datetime.now", "datetime.utcnow",
-    "datetime.today", "date.today", "runtime.seconds", "platform.seconds", "registry.wallClock",
+    "datetime.today", "date.today", "runtime.seconds", "platform.seconds", "context.wallClock",
 }  # fmt: skip
 #: Uses of it: log lines, timestamps of the API, and the texts of errors.
 ALLOWED = {
-    ("core/control.py", "pump", "registry.wallClock"),
-    ("admin/service.py", "startService", "registry.wallClock"),
-    ("persist/handover.py", "_read", "registry.wallClock"),
+    ("core/control.py", "pump", "context.wallClock"),
+    ("admin/service.py", "startService", "context.wallClock"),
+    ("persist/handover.py", "_read", "context.wallClock"),
     ("log/formats.py", "render", "time.localtime"),
     ("log/daemonlog.py", "_reportRefused", "time.time"),
     ("log/daemonlog.py", "report", "time.time"),

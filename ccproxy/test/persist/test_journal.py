@@ -280,7 +280,7 @@ class FaultTests(SocketCase):
         vms = [SimpleNamespace(serial=7, processes=SimpleNamespace(sessions=[session]))]
         self.patch(Registry, "allVMs", property(lambda registry: vms))
         self.patch(self.journal, "_changed", lambda vms: None)
-        self.registry.budget.used = 5
+        self.registry.context.budget.used = 5
         self.world.clock.advance(1)
         self.assertEqual(self.journal._held, {7: 5})
         vms.clear()

@@ -260,7 +260,7 @@ class JournalTests(SynchronousTestCase):
             for vm in vms:
                 vm.sendNow()
 
-        world.registry.whenChanged = changed
+        world.registry.context.whenChanged = changed
         watched[:] = [world.client()]
         _, runtime, (token,) = world.register(streams=1, client=watched[0])
         self.assertEqual((told[-1], any(told)), (False, False))
@@ -277,7 +277,7 @@ class JournalTests(SynchronousTestCase):
         agent, runtime, _ = world.register()
         runtime.call(Command.UNREGISTER_VM, {"containerId": "vm"})
         seen: list[bool] = []
-        world.registry.whenChanged = lambda vms: seen.extend(vm.io is None for vm in vms)
+        world.registry.context.whenChanged = lambda vms: seen.extend(vm.io is None for vm in vms)
         agent.control.end()
         self.assertEqual(seen, [False])
         agent.io.end()
@@ -291,7 +291,7 @@ class JournalTests(SynchronousTestCase):
 
     def test_pipesInTurn(self) -> None:
         """A command goes into a pipe of which the last entry does not speak."""
-        around: Any = SimpleNamespace()
+        around: Any = SimpleNamespace(context=SimpleNamespace())
         store = DescriptorStore(Notifier({}, Clock()), {})
         journal = Journal(around, around, around, store, 0)
         self.addCleanup(closeJournal, journal)
@@ -347,7 +347,7 @@ class JournalTests(SynchronousTestCase):
         self.addCleanup(closeJournal, journal)
         journal.begin(None, around)
         self.assertEqual(len(self.flushLoggedErrors(AssertionError)), 1)
-        self.assertIs(world.registry.whenChanged, None)
+        self.assertIs(world.registry.context.whenChanged, None)
         runtime.hyper("ping")
         self.assertEqual(agent.command().number, ControlCode.PING)
         agent.ack()

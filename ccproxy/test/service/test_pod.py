@@ -30,7 +30,7 @@ class PodTests(SynchronousTestCase):
     def pod(self, **limits: Any) -> None:
         """Begin, with these limits."""
         self.world = World(**limits)
-        self.clock = self.world.clock = self.world.registry.clock = StoppingClock()
+        self.clock = self.world.clock = self.world.registry.context.clock = StoppingClock()
         self.service = PodService(self.world.registry, self.clock)
         self.service.startService()
 

@@ -148,7 +148,7 @@ class ReloadTests(ManagedCase):
         changes = {"limits": Limits(maxVMs=3), "logLevel": "debug", "logRate": 7}
         reloading, ready = self.reloaded(**changes)
         self.assertEqual((reloading["RELOADING"], ready["READY"]), ("1", "1"))
-        self.assertEqual(self.proxy.registry.registry.limits.maxVMs, 3)
+        self.assertEqual(self.proxy.registry.registry.context.limits.maxVMs, 3)
         self.assertEqual((self.log.level, self.log.rate), ("debug", 7))
         self.assertEqual(self.logged(), [("reloaded", "log-level=debug log-rate=7 max-vms=3")])
         self.reloaded(**changes)
@@ -170,7 +170,7 @@ class ReloadTests(ManagedCase):
         for _ in range(2):
             self.reloaded(socketMode=0o600, vmSocketDirs=["/run"], limits=Limits(maxVMs=3))
             self.assertEqual(self.logged()[1], ("restart-needed", "socket-mode, vm-socket-dir"))
-        self.assertEqual(self.proxy.registry.registry.limits.maxVMs, 3)
+        self.assertEqual(self.proxy.registry.registry.context.limits.maxVMs, 3)
 
     def test_bad(self) -> None:
         """A configuration that cannot be used changes nothing, and the manager hears why."""
@@ -180,7 +180,7 @@ class ReloadTests(ManagedCase):
         self.reload()
         self.assertEqual(self.told()[-1], {"READY": "1", "STATUS": "reload failed: max-vms: no"})
         self.assertEqual(self.logged(), [("reload-failed", "max-vms: no")])
-        self.assertEqual(self.proxy.registry.registry.limits.maxVMs, 3)
+        self.assertEqual(self.proxy.registry.registry.context.limits.maxVMs, 3)
 
     def test_otherLog(self) -> None:
         """A log that is not ours keeps its level."""
