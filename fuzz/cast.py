@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ccproxy.core.channels import ControlSink, IOSink
+from ccproxy.core.requests import connect
 from ccproxy.core.vm import VM
 from ccproxy.errors import RemoteProtocolError
 from ccproxy.test.memory import MemoryClient, MemoryConnection, MemoryVM, World
@@ -59,7 +61,7 @@ class Guest(MemoryClient):
 
     def __init__(self, world: World) -> None:
         self.connection: Line = Line()
-        self.client = world.registry.connect(self.connection)
+        self.client = connect(world.registry, self.connection)
         self.connection.sink = self.client
         self.number: int | None = None
         self._limit = world.registry.context.limits.maxFrame
@@ -117,7 +119,8 @@ class Host(MemoryVM):
         self.vm = vm
         self.control: Line = Line()
         self.io: Line = Line()
-        self.control.sink, self.io.sink = vm.connected(self.control, self.io)
+        vm.connected(self.control, self.io)
+        self.control.sink, self.io.sink = ControlSink(vm), IOSink(vm)
         self._commands = MessageDecoder(CONTROL_HEADER)
         self._stdin = MessageDecoder(IO_HEADER)
         self._wasCC = False

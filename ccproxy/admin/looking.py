@@ -11,16 +11,16 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from enum import Enum
 from operator import attrgetter
+from typing import Protocol
 
 from twisted import __version__ as twistedVersion
 
 from .. import __version__
-from ..core.client import Client
 from ..core.commands import ControlCommand
-from ..core.registry import Registry
+from ..core.registry import KnownClient, Registry
 from ..core.session import Session
 from ..core.states import ClientState, SessionState, VMState
-from ..core.vm import VM
+from ..core.vm import VM, vmOf
 from ..wire.codes import ControlCode
 from .views import (
     Awaited,
@@ -35,10 +35,17 @@ from .views import (
 )
 
 
+class Named(Protocol):
+    """A client, as far as its name is concerned."""
+
+    @property
+    def name(self) -> str: ...
+
+
 def allVMs(registry: Registry) -> list[VM]:
     """Every VM of which something is left, the oldest first."""
     vms = {*registry.vms.values(), *registry.leaving}
-    vms.update(session.vm for session in registry.tokens.values())
+    vms.update(map(vmOf, registry.tokens.values()))
     return sorted(vms, key=lambda vm: vm.serial)
 
 
@@ -102,7 +109,7 @@ def status(registry: Registry, started: tuple[float, float], logLevel: str | Non
 
 def vmView(vm: VM) -> VMView:
     """A VM."""
-    now = vm.registry.context.clock.seconds()
+    now = vm.context.clock.seconds()
     sessions, blocker = vm.processes.sessions, vm.flow.blocker
     outputs = [session.output for session in sessions]
     lost = vm.state is VMState.LOST
@@ -134,14 +141,14 @@ def vmView(vm: VM) -> VMView:
 
 def sessionView(session: Session) -> SessionView:
     """A session."""
-    vm, started = session.vm, bool(session.container)
+    vm, started = vmOf(session), bool(session.container)
     return SessionView(
         vm=vm.containerId,
         serial=vm.serial,
         session=session.name,
         stdio=session.stdio,
         state=session.state,
-        age=vm.registry.context.clock.seconds() - session.created,
+        age=vm.context.clock.seconds() - session.created,
         container=session.container,
         process=session.process,
         first=session.kind is ControlCode.NEWCONTAINER if started else None,
@@ -157,10 +164,10 @@ def sessionView(session: Session) -> SessionView:
     )
 
 
-def clientView(client: Client) -> ClientView:
+def clientView(client: KnownClient) -> ClientView:
     """A client."""
     session = client.session
-    vm = session.vm if session is not None else client.vm or client.registering
+    vm = vmOf(session) if session is not None else client.vm or client.registering
     return ClientView(
         number=clientNumber(client),
         peer=client.name.partition(" ")[2],
@@ -173,16 +180,16 @@ def clientView(client: Client) -> ClientView:
     )
 
 
-def clientNumber(client: Client) -> int:
+def clientNumber(client: Named) -> int:
     """The number that C{client}'s name begins with."""
     return int(client.name.partition(" ")[0])
 
 
-def _number(client: Client | None) -> int | None:
+def _number(client: Named | None) -> int | None:
     return None if client is None else clientNumber(client)
 
 
-def _awaiting(vm: VM) -> Iterator[tuple[str, Awaited, float, Client | None, bool]]:
+def _awaiting(vm: VM) -> Iterator[tuple[str, Awaited, float, Named | None, bool]]:
     """Each command of C{vm} that waits: its name, what for, since when, and whose it is."""
     if vm.state in (VMState.CONNECTING, VMState.WAITING):
         yield "RegisterVM", Awaited.READY, vm.created, vm.registrant, False

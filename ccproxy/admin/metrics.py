@@ -28,6 +28,7 @@ from twisted import __version__ as twistedVersion
 from .. import __version__
 from ..core.registry import Registry
 from ..core.tally import BOUNDS, Durations
+from ..core.vm import vmOf
 from ..wire.codes import Command
 from . import looking
 from .calls import Reply
@@ -189,7 +190,7 @@ class DaemonCollector(Collector):
                 if any(session.crashLoss)
             )
             for session in nlargest(MOST_SESSIONS, sessions, lambda found: sum(found.crashLoss)):
-                labels = [session.vm.containerId, str(session.vm.serial), session.name]
+                labels = [session.containerId, str(vmOf(session).serial), session.name]
                 for direction, lost in zip(("out", "in"), session.crashLoss, strict=True):
                     each.add_metric([*labels, direction], lost)
         yield each

@@ -4,19 +4,19 @@ What comes on an agent's two channels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from zope.interface import implementer
 
 from ..errors import RemoteProtocolError
 from ..interfaces import IStreamSink
-from ..wire.messages import CONTROL_HEADER, readMessage
+from ..wire.codes import ControlCode, Dialect
+from ..wire.messages import CONTROL_HEADER, readEvent, readMessage
 from .context import turn
 from .resync import findBeginning
 from .routing import route
+from .vm import VM
 
-if TYPE_CHECKING:
-    from .vm import VM
+#: Messages that may carry an event of hyperstart 1.x.
+_EVENT_CODES = (ControlCode.PROCESS_ASYNC_EVENT, ControlCode.SIGNALPROCESS)
 
 
 @implementer(IStreamSink)
@@ -43,13 +43,31 @@ class ControlSink:
                     break
                 offset += message.size
                 vm.context.changed(vm)
-                vm.commands.message(message.number, message.body)
+                self._message(message.number, message.body)
         except RemoteProtocolError as error:
             vm.channelEnded(False, f"sent a {error}")
         vm.handled = offset
         self.context.flush()
         vm.handled = 0
         return offset if vm.control is not None else len(data)
+
+    def _message(self, number: int, body: bytes) -> None:
+        """Act on one message: docs/protocol, "Messages that answer nothing"."""
+        vm = self._vm
+        if number == ControlCode.NEXT:
+            vm.learn(Dialect.HYPERSTART)
+        elif number in _EVENT_CODES:
+            event = readEvent(body)
+            if event is not None:
+                vm.processes.event(event)
+            else:
+                vm.log.info(
+                    "dropped an event that cannot be read", event="stray-event", **vm.fields
+                )
+        elif number == ControlCode.POD_FINISHED:
+            vm.log.info("all containers of the pod have ended", event="pod-finished", **vm.fields)
+        elif not vm.registration.received(number, body):
+            vm.agent.answered(number, body)
 
     @turn
     def ended(self) -> None:
@@ -61,7 +79,7 @@ class ControlSink:
 
     @turn
     def writable(self) -> None:
-        self._vm.controlWritable()
+        self._vm.agent.writable()
         self.context.flush()
 
     def drained(self) -> None:

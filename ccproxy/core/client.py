@@ -7,8 +7,10 @@ its L{Slot}. docs/protocol, "Order", says what may overtake what.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
+from twisted.logger import LogLevel
 from zope.interface import implementer
 
 from ..errors import BadPayload, LimitReached, RemoteProtocolError, RequestError
@@ -17,19 +19,19 @@ from ..wire.codes import Command, FrameType, Stream
 from ..wire.frames import HEADER, HEADER_WORDS, VERSION, Frame, readFrame
 from ..wire.payloads import LogEntry, decode
 from ..wire.translation import runLength
-from .commands import Slot, StartCommand
+from .commands import GiveUp, Slot, StartCommand
 from .context import Wait, cancel, turn
 from .outlet import Outlet
-from .requests import REQUESTS
+from .registry import Registry
+from .session import Session
 from .states import CLIENT_TABLE, ClientInput, ClientState, advance
-
-if TYPE_CHECKING:
-    from .registry import Registry
-    from .session import Session
-    from .vm import VM
+from .vm import VM
 
 #: How the header of a stdin frame begins, in front of the payload's length.
 _STDIN = HEADER.pack(VERSION, HEADER_WORDS, FrameType.STREAM, Stream.STDIN, 0)[:8]
+
+#: Carries out a command: the client, the place of its response, and the payload.
+Perform = Callable[["Client", Slot, bytes], None]
 
 #: The most characters of a reason that is remembered, so as not to be said twice.
 MAX_REASON = 256
@@ -50,7 +52,7 @@ class Client:
     @ivar wasShim: whether it has ever been a shim: a connection is the shim of one token, ever.
     @ivar registering: the VM whose registration holds back what follows.
     @ivar slots: its commands that are not answered, in order.
-    @ivar parked: its starts that wait for their shims.
+    @ivar parked: its starts that wait for their shims, and what fails each of them.
     @ivar outlet: what is on its way to it.
     """
 
@@ -60,6 +62,7 @@ class Client:
         "_excess",
         "_ignored",
         "_paused",
+        "_perform",
         "_wait",
         "context",
         "handled",
@@ -76,8 +79,16 @@ class Client:
         "wasShim",
     )
 
-    def __init__(self, registry: Registry, connection: IConnection, name: str, excess: bool):
+    def __init__(
+        self,
+        registry: Registry,
+        connection: IConnection,
+        name: str,
+        perform: Perform,
+        excess: bool = False,
+    ) -> None:
         """
+        @param perform: carries out the command of a slot.
         @param excess: there are too many clients: its first command is refused, and it is closed
             soon if it sends none.
         """
@@ -92,18 +103,19 @@ class Client:
         self.wasShim = False
         self.registering: VM | None = None
         self.slots: list[Slot] = []
-        self.parked: set[StartCommand] = set()
-        self.outlet = Outlet(connection, registry.context.budget)
+        self.parked: dict[StartCommand, GiveUp] = {}
+        self.outlet = Outlet(connection, self.context.budget)
         self._connection = connection
+        self._perform = perform
         self._excess = excess
         self._paused = False
         self._ignored: set[str] = set()
         self._wait: Wait | None = None
         if excess:
-            self._wait = registry.context.later(registry.context.limits.stopTimeout, self.close)
+            self._wait = self.context.later(self.context.limits.stopTimeout, self.close)
 
     @property
-    def fields(self) -> dict[str, object]:
+    def fields(self) -> dict[str, Any]:
         """What every log line about its commands says: a shim's are about its process."""
         subject = self.session or self.vm
         return {"client": self.name, **(subject.fields if subject is not None else {})}
@@ -207,17 +219,13 @@ class Client:
                 f"too many clients: no more than {self.context.limits.maxClients} at a time;"
                 " close some, or raise --max-clients"
             )
-        request = REQUESTS.get(frame.opcode)
-        if request is None:
-            raise BadPayload(f"unknown command opcode {frame.opcode}")
+        try:
+            title = Command(frame.opcode).title
+        except ValueError:
+            raise BadPayload(f"unknown command opcode {frame.opcode}") from None
         if self.context.verbose:
-            self.context.log.debug(
-                "{command}",
-                event="command",
-                command=Command(frame.opcode).title,
-                **self.fields,
-            )
-        request(self, slot, frame.payload)
+            self.context.log.debug("{command}", event="command", command=title, **self.fields)
+        self._perform(self, slot, frame.payload)
         self._changed()
 
     def _changed(self) -> None:
@@ -256,7 +264,17 @@ class Client:
         except BadPayload as error:
             self._ignore(str(error))
             return
-        self.registry.logEntry(self, entry)
+        fields = self.fields
+        if entry.containerId is not None:
+            fields["container"] = entry.containerId
+        self.context.log.emit(
+            LogLevel.levelWithName(entry.level),
+            "{text}",
+            event="log-entry",
+            text=entry.msg,
+            source=entry.source,
+            **fields,
+        )
 
     def failed(self, opcode: int, error: RequestError) -> None:
         """Note that a command of its has failed."""
@@ -313,7 +331,7 @@ class Client:
         self.outlet.flush()
         session = self.session
         if session is not None:
-            session.vm.flow.recheck(session)
+            session.vm.recheck(session)
         if self.state is ClientState.FINISHING and not self.slots:
             if not self.outlet.size:
                 self.close()
@@ -366,12 +384,24 @@ class Client:
         if self.state is not ClientState.CLOSED:
             self.finish()
 
+    def leaveSession(self) -> None:
+        """Be its shim no longer."""
+        self.session = None
+
+    def leaveVM(self) -> None:
+        """Be attached to a VM no longer."""
+        self.vm = None
+
+    def registrationOver(self) -> None:
+        """Register a VM no longer."""
+        self.registering = None
+
     def _giveUpWaits(self) -> None:
         """It is gone, or will send no more: what waits for others on its behalf is given up."""
         if self.vm is not None:
             self.vm.clients.discard(self)
-        for start in list(self.parked):
-            start.giveUp(RequestError("the client that asked for the start has gone"))
+        for start, giveUp in list(self.parked.items()):
+            giveUp(start, RequestError("the client that asked for the start has gone"))
 
     def _abandonRegistration(self) -> None:
         """It is gone: the VM that it registers is not registered."""
@@ -399,7 +429,10 @@ class Client:
         self.outlet.takeBack()
         self.slots.clear()
         self._connection.close()
-        self.registry.clientGone(self)
+        self.registry.clients.discard(self)
+        self.context.forget(self)
+        if self.context.verbose:
+            self.context.log.debug("client gone", event="client-gone", client=self.name)
 
     def repair(self) -> None:
         """Finish what a turn has begun that was cut short: see L{ccproxy.core.context}."""

@@ -1,25 +1,42 @@
 """
-The commands that go to an agent, each knowing what its answer means.
+Commands for an agent, as values: what is sent, and who waits for the answer.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import ClassVar, Protocol
 
 import attrs
 import msgspec
 
-from ..errors import AgentError, RequestError
+from ..errors import RequestError
 from ..wire.codes import HYPERSTART1_API, ControlCode, Dialect, FrameType, hyperCode
 from ..wire.frames import encodeFrame
 from ..wire.payloads import SIGWINCH, ErrorResponse, Signal, encode
 from ..wire.relocation import StartData
+from .context import Context
 
-if TYPE_CHECKING:
-    from ..wire.relocation import StartData
-    from .client import Client
-    from .session import Session
-    from .vm import VM
+#: Fails a start that was not sent.
+GiveUp = Callable[["StartCommand", RequestError], None]
+
+
+class Requester(Protocol):
+    """
+    A client, as its commands know it.
+
+    @ivar parked: its starts that wait for their shims, and what fails each of them.
+    """
+
+    context: Context
+    name: str
+    parked: dict[StartCommand, GiveUp]
+
+    def failed(self, opcode: int, error: RequestError) -> None:
+        """Note that a command has failed."""
+
+    def sendReplies(self) -> None:
+        """Send the responses whose turn it is."""
 
 
 @attrs.define(eq=False)
@@ -33,7 +50,7 @@ class Slot:
     @ivar began: when the command came, in seconds of the clock.
     """
 
-    client: Client
+    client: Requester
     opcode: int
     reply: bytes | None = None
     began: float = attrs.field(init=False)
@@ -52,6 +69,13 @@ class Slot:
             payload = encode(ErrorResponse(str(error)))
             self._set(encodeFrame(FrameType.RESPONSE, self.opcode, payload, error=True), error)
 
+    def settle(self, answer: bytes | RequestError) -> None:
+        """Send the response that an agent's answer is."""
+        if isinstance(answer, RequestError):
+            self.fail(answer)
+        else:
+            self.answer(answer)
+
     def settled(self, error: RequestError | None = None) -> None:
         """Note what became of the command, and how long it took."""
         context = self.client.context
@@ -64,229 +88,177 @@ class Slot:
             self.client.sendReplies()
 
 
+@attrs.define(eq=False)
 class ControlCommand:
     """
-    A command on its way to an agent.
+    A command for an agent.
 
+    @cvar urgent: it goes before the waiting commands of other clients.
+    @cvar needsDialect: what is sent depends on the hyperstart's version.
+    @cvar countsForDialect: that its answer came without a NEXT tells a cc agent.
     @ivar name: its hyperName.
-    @ivar client: who it is for, or L{None} where the proxy itself wants to know.
-    @ivar urgent: it goes before the waiting commands of other clients.
-    @ivar needsDialect: what is sent depends on the hyperstart's version.
-    @ivar countsForDialect: that its answer came without a NEXT tells a cc agent.
+    @ivar slot: the place of its client's response, or L{None} for a command of the proxy itself.
     @ivar arrived: when it was queued, in seconds of the clock.
-    @ivar sent: when it was sent, likewise.
-    @ivar sentAt: the same, in seconds since the epoch.
-    @ivar expired: its deadline has passed while it was in flight.
-    @ivar slot: the place of its client's response, if it has one.
+    @ivar sent: when it was sent, in seconds of the clock.
+    @ivar sentAt: when it was sent, in seconds since the epoch.
+    @ivar expired: whether its deadline has passed while it was in flight.
     """
 
-    __slots__ = ("arrived", "client", "expired", "name", "sent", "sentAt", "slot")
+    urgent: ClassVar[bool] = False
+    needsDialect: ClassVar[bool] = False
+    countsForDialect: ClassVar[bool] = True
 
+    name: str
     slot: Slot | None
-    urgent = False
-    needsDialect = False
-    countsForDialect = True
+    arrived: float = attrs.field(default=0.0, init=False)
+    sent: float = attrs.field(default=0.0, init=False)
+    sentAt: float = attrs.field(default=0.0, init=False)
+    expired: bool = attrs.field(default=False, init=False)
 
-    def __init__(self, name: str, client: Client | None) -> None:
-        self.name = name
-        self.client = client
-        self.slot = None
-        self.arrived = self.sent = self.sentAt = 0.0
-        self.expired = False
+    @property
+    def client(self) -> Requester | None:
+        """Whose command it is, or L{None} for one of the proxy itself."""
+        return self.slot.client if self.slot is not None else None
 
-    def message(self, dialect: Dialect) -> tuple[ControlCode, bytes]:
+    def encode(self, dialect: Dialect) -> tuple[ControlCode, bytes]:
         """
         What is sent.
 
         @param dialect: what is known of the agent now.
         @raise RequestError: this agent cannot be sent the command.
         """
-        raise AssertionError("a command says what is sent")
-
-    def acked(self, body: bytes) -> None:
-        """The agent said ACK."""
-
-    def refused(self, error: RequestError) -> None:
-        """The agent said ERROR, or the command was not sent, or no answer can come any more."""
-
-    def timedOut(self, error: RequestError) -> None:
-        """The deadline has passed; the answer may still come."""
-        self.refused(error)
+        raise NotImplementedError
 
 
-class SlotCommand(ControlCommand):
-    """A command whose answer is a client's answer."""
-
-    __slots__ = ()
-
-    slot: Slot
-
-    def __init__(self, name: str, slot: Slot) -> None:
-        super().__init__(name, slot.client)
-        self.slot = slot
-
-    def acked(self, body: bytes) -> None:
-        self.slot.answer(body)
-
-    def refused(self, error: RequestError) -> None:
-        self.slot.fail(error)
-
-
-class HyperCommand(SlotCommand):
+@attrs.define(eq=False)
+class HyperCommand(ControlCommand):
     """A Hyper payload that is forwarded as it came."""
 
-    __slots__ = ("_body", "_vm")
+    slot: Slot
+    body: bytes
 
-    def __init__(self, name: str, slot: Slot, vm: VM, body: bytes) -> None:
-        super().__init__(name, slot)
-        self._vm = vm
-        self._body = body
-
-    def message(self, dialect: Dialect) -> tuple[ControlCode, bytes]:
+    def encode(self, dialect: Dialect) -> tuple[ControlCode, bytes]:
         # What the agent lacks may have come to light since the command came.
-        return hyperCode(self.name, dialect), self._body
-
-    def acked(self, body: bytes) -> None:
-        if self.name == "version":
-            self._vm.learnVersion(body)
-        super().acked(body)
+        return hyperCode(self.name, dialect), self.body
 
 
-class StartCommand(SlotCommand):
+@attrs.define(eq=False)
+class StartCommand(ControlCommand):
     """
     A C{newcontainer} or C{execcmd}.
 
-    @ivar session: the session of its token, or L{None} where it has no token; then it gets a
-        session of its own when it is sent.
     @ivar data: what the client gave, ready for its numbers.
-    @ivar acknowledged: the agent has acknowledged it.
+    @ivar stdio: the number of its session. A start without a token has L{None} until it is sent.
+    @ivar acknowledged: whether the agent has acknowledged it.
     """
 
-    __slots__ = ("_vm", "acknowledged", "data", "session")
+    needsDialect: ClassVar[bool] = True
 
-    needsDialect = True
+    slot: Slot
+    data: StartData
+    stdio: int | None = None
+    acknowledged: bool = attrs.field(default=False, init=False)
 
-    def __init__(
-        self, name: str, slot: Slot, vm: VM, session: Session | None, data: StartData
-    ) -> None:
-        super().__init__(name, slot)
-        self._vm = vm
-        self.session = session
-        self.data = data
-        self.acknowledged = False
+    @property
+    def kind(self) -> ControlCode:
+        """The command's code."""
+        return ControlCode.NEWCONTAINER if self.name == "newcontainer" else ControlCode.EXECCMD
 
-    def message(self, dialect: Dialect) -> tuple[ControlCode, bytes]:
-        data, vm = self.data, self._vm
-        code = ControlCode.NEWCONTAINER if self.name == "newcontainer" else ControlCode.EXECCMD
-        if dialect is Dialect.HYPERSTART0:
-            data.checkHyperstart0()
-        session = self.session or vm.processes.detached()
-        added = str(session.stdio) if dialect is Dialect.HYPERSTART1 and not data.process else None
-        self.session = session
-        session.begin(code, data.container, data.process or added, data.terminal)
-        return code, data.render(session.stdio, session.stderr, added)
+    def _added(self, dialect: Dialect) -> str | None:
+        """The id that the proxy gives a process without one, where the agent needs it."""
+        needed = dialect is Dialect.HYPERSTART1 and not self.data.process
+        return str(self.stdio) if needed else None
 
-    def giveUp(self, error: RequestError) -> None:
-        """Fail it, which was not sent."""
-        self._vm.starts.giveUp(self, error)
+    def process(self, dialect: Dialect) -> str | None:
+        """The id of the process, if it has one."""
+        return self.data.process or self._added(dialect)
 
-    def acked(self, body: bytes) -> None:
-        self.acknowledged = True
-        super().acked(body)
-        if self.session is not None:
-            self.session.started()
-
-    def refused(self, error: RequestError) -> None:
-        super().refused(error)
-        if self.session is not None:
-            self.session.notStarted(self, error)
-
-    def timedOut(self, error: RequestError) -> None:
-        self.slot.fail(error)
+    def encode(self, dialect: Dialect) -> tuple[ControlCode, bytes]:
+        assert self.stdio is not None
+        body = self.data.render(self.stdio, self.stdio + 1, self._added(dialect))
+        return self.kind, body
 
 
-class SignalCommand(SlotCommand):
-    """A shim's Signal, as the agent's dialect has it."""
+@attrs.define(eq=False)
+class SignalCommand(ControlCommand):
+    """
+    A shim's Signal: docs/protocol, "Signals".
 
-    __slots__ = ("_session", "_signal")
+    @ivar stdio: the number of the session.
+    @ivar kind: the command that has started the process.
+    @ivar container: the container's id.
+    @ivar process: the process's id, where it has one.
+    """
 
-    urgent = True
+    urgent: ClassVar[bool] = True
 
-    def __init__(self, slot: Slot, session: Session, signal: Signal) -> None:
-        super().__init__("winsize" if signal.signalNumber == SIGWINCH else "signal", slot)
-        self._session = session
-        self._signal = signal
+    slot: Slot
+    signal: Signal
+    stdio: int
+    kind: ControlCode
+    container: str
+    process: str | None
 
-    def message(self, dialect: Dialect) -> tuple[ControlCode, bytes]:
-        self._session.checkAlive()
-        code, data = signalMessage(self._session, self._signal, dialect)
+    def code(self, dialect: Dialect) -> ControlCode:
+        """
+        Return the command that carries the signal.
+
+        @raise RequestError: the agent has none that reaches this process.
+        """
+        if dialect is Dialect.HYPERSTART1 and self.process is None:
+            raise RequestError("process has no id")
+        if self.signal.signalNumber == SIGWINCH:
+            return ControlCode.WINSIZE
+        if self.kind is ControlCode.NEWCONTAINER:
+            return ControlCode.KILLCONTAINER
+        if dialect is Dialect.HYPERSTART1:
+            return ControlCode.SIGNALPROCESS
+        raise RequestError(
+            "signals to a process started by execcmd are not supported by this agent"
+        )
+
+    def encode(self, dialect: Dialect) -> tuple[ControlCode, bytes]:
+        code, signal = self.code(dialect), self.signal
+        ofProcess = {"container": self.container, "process": self.process}
+        data: dict[str, object]
+        if code is ControlCode.WINSIZE:
+            named = dialect is Dialect.HYPERSTART1
+            which = ofProcess if named else {"seq": self.stdio}
+            data = {**which, "row": signal.rows, "column": signal.columns}
+        elif code is ControlCode.KILLCONTAINER:
+            data = {"container": self.container, "signal": signal.signalNumber}
+        else:
+            data = {**ofProcess, "signal": signal.signalNumber}
         return code, msgspec.json.encode(data)
 
-    def acked(self, body: bytes) -> None:
-        self.slot.answer()
+
+def signalName(signal: Signal) -> str:
+    """Return the hyperName of the command that carries a signal."""
+    return "winsize" if signal.signalNumber == SIGWINCH else "signal"
 
 
-def signalMessage(
-    session: Session, signal: Signal, dialect: Dialect
-) -> tuple[ControlCode, dict[str, Any]]:
-    """
-    The command that carries a signal: docs/protocol, "Signals".
-
-    @raise RequestError: the agent has none that reaches this process.
-    """
-    first = session.kind is ControlCode.NEWCONTAINER
-    ofProcess = {"container": session.container, "process": session.process}
-    if dialect is Dialect.HYPERSTART1 and session.process is None:
-        raise RequestError("process has no id")
-    if signal.signalNumber == SIGWINCH:
-        size = {"row": signal.rows, "column": signal.columns}
-        if dialect is Dialect.HYPERSTART1:
-            return ControlCode.WINSIZE, {**ofProcess, **size}
-        return ControlCode.WINSIZE, {"seq": session.stdio, **size}
-    number = {"signal": signal.signalNumber}
-    if first:
-        return ControlCode.KILLCONTAINER, {"container": session.container, **number}
-    if dialect is Dialect.HYPERSTART1:
-        return ControlCode.SIGNALPROCESS, {**ofProcess, **number}
-    raise RequestError("signals to a process started by execcmd are not supported by this agent")
-
-
+@attrs.define(eq=False)
 class PingCommand(ControlCommand):
     """Asked of a VM that has not said READY: it may have said it long ago (promise P20)."""
 
-    __slots__ = ("_vm",)
+    countsForDialect: ClassVar[bool] = False
 
-    countsForDialect = False
+    name: str = "ping"
+    slot: None = None
 
-    def __init__(self, vm: VM) -> None:
-        super().__init__("ping", None)
-        self._vm = vm
-
-    def message(self, dialect: Dialect) -> tuple[ControlCode, bytes]:
+    def encode(self, dialect: Dialect) -> tuple[ControlCode, bytes]:
         return ControlCode.PING, b""
 
-    def acked(self, body: bytes) -> None:
-        self._vm.readyIsPast()
 
-    def refused(self, error: RequestError) -> None:
-        if isinstance(error, AgentError):
-            self._vm.readyIsPast()
-
-
+@attrs.define(eq=False)
 class VersionCommand(ControlCommand):
     """Asked of a hyperstart before its first start, to tell 0.x from 1.x."""
 
-    __slots__ = ("_vm",)
+    name: str = "version"
+    slot: None = None
 
-    def __init__(self, vm: VM) -> None:
-        super().__init__("version", None)
-        self._vm = vm
-
-    def message(self, dialect: Dialect) -> tuple[ControlCode, bytes]:
+    def encode(self, dialect: Dialect) -> tuple[ControlCode, bytes]:
         return ControlCode.VERSION, b""
-
-    def acked(self, body: bytes) -> None:
-        self._vm.learnVersion(body)
 
 
 def dialectOfVersion(body: bytes) -> Dialect | None:

@@ -1,5 +1,5 @@
 """
-The control channel's queue: one command at a time, each with its own answer (promise P10).
+The queue of commands for an agent: one at a time, each with its own answer (promise P10).
 
 The agent answers in order and says nothing about which command it answers, so exactly one is in
 flight, and the rest waits here, where it can still be taken back. Signals and window sizes go
@@ -12,28 +12,13 @@ when its own time, counted from its arrival, is over.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
-from ..errors import (
-    AgentError,
-    DeadlineExceeded,
-    InternalError,
-    LimitReached,
-    RequestError,
-    VMGone,
-)
-from ..wire.codes import ControlCode, Dialect
-from ..wire.messages import encodeControl, readEvent
-from .commands import ControlCommand, VersionCommand
-from .context import Wait, cancel
-
-if TYPE_CHECKING:
-    from .client import Client
-    from .vm import VM
-
-#: Messages that may carry an event of hyperstart 1.x.
-_EVENT_CODES = (ControlCode.PROCESS_ASYNC_EVENT, ControlCode.SIGNALPROCESS)
+from ..errors import DeadlineExceeded, LimitReached
+from ..wire.codes import Dialect
+from .commands import ControlCommand, Requester, VersionCommand
+from .context import Context
 
 
 class ControlQueue:
@@ -44,42 +29,38 @@ class ControlQueue:
     @ivar inFlight: the one that the agent has not answered.
     """
 
-    __slots__ = ("_asked", "_reported", "_vm", "_wait", "_waitUntil", "inFlight", "waiting")
+    __slots__ = ("_asked", "_context", "_owner", "_reported", "inFlight", "waiting")
 
-    def __init__(self, vm: VM) -> None:
-        self._vm = vm
-        self._wait: Wait | None = None
-        self._waitUntil = 0.0
+    def __init__(self, context: Context, owner: str) -> None:
+        """
+        @param owner: the VM's id, for errors.
+        """
+        self._context = context
+        self._owner = owner
         self._asked = False
         self._reported: ControlCommand | None = None
         self.waiting: list[ControlCommand] = []
         self.inFlight: ControlCommand | None = None
 
-    # -- commands
-
     def add(self, command: ControlCommand) -> None:
         """
-        Queue a command, and send it if nothing is in flight.
+        Queue a command.
 
-        @raise RequestError: it could not be sent, or too many wait already.
+        @raise LimitReached: too many wait already.
         """
-        if self._vm.control is None:
-            raise VMGone(f"{self._vm.containerId}: VM is lost: it has no control channel")
-        limits = self._vm.context.limits
-        if len(self.waiting) >= limits.maxCommands:
+        limit = self._context.limits.maxCommands
+        if len(self.waiting) >= limit:
             raise LimitReached(
-                f"{self._vm.containerId}: {limits.maxCommands} control commands are waiting"
-                " for the agent already; try again later"
+                f"{self._owner}: {limit} control commands are waiting for the agent already; try"
+                " again later"
             )
-        command.arrived = self._vm.context.clock.seconds()
+        command.arrived = self._context.clock.seconds()
         if command.urgent:
             self.waiting.insert(self._place(command.client), command)
         else:
             self.waiting.append(command)
-        self.pump()
-        self._arm()
 
-    def _place(self, client: Client | None) -> int:
+    def _place(self, client: Requester | None) -> int:
         """
         Where an urgent command of C{client} goes: behind the last one of its own, and behind the
         urgent ones that follow that.
@@ -104,142 +85,66 @@ class ControlQueue:
             return False
         return True
 
-    def pump(self) -> None:
-        """Send the next command, if there is one and the agent is free."""
-        vm = self._vm
-        while self.waiting and self.inFlight is None and vm.control is not None:
-            command = self.waiting[0]
-            if command.needsDialect and vm.dialect is Dialect.HYPERSTART and not self._asked:
-                self._asked = True
-                command = VersionCommand(vm)
-                command.arrived = vm.context.clock.seconds()
-            else:
-                self.waiting.pop(0)
-            try:
-                message = encodeControl(*command.message(vm.dialect))
-                command.sent = vm.context.clock.seconds()
-                command.sentAt = vm.context.wallClock()
-                vm.queueControl(message)
-            except RequestError as error:
-                command.refused(error)
-                continue
-            except Exception:
-                vm.context.failed()
-                command.refused(InternalError())
-                continue
-            self.inFlight = command
-            vm.controlWritable()
-            self._arm()
+    def take(self, dialect: Dialect) -> ControlCommand | None:
+        """
+        Take the next command to send, if there is one and the agent is free. L{sent} must follow,
+        unless it cannot be sent.
 
-    # -- what the agent says
+        @param dialect: what is known of the agent now.
+        """
+        if self.inFlight is not None or not self.waiting:
+            return None
+        command = self.waiting[0]
+        if command.needsDialect and dialect is Dialect.HYPERSTART and not self._asked:
+            self._asked = True
+            command = VersionCommand()
+            command.arrived = self._context.clock.seconds()
+            return command
+        return self.waiting.pop(0)
 
-    def message(self, number: int, body: bytes) -> None:
-        """A message came on the control channel."""
-        vm = self._vm
-        if number == ControlCode.NEXT:
-            vm.learn(Dialect.HYPERSTART)
-            return
-        if number in _EVENT_CODES:
-            event = readEvent(body)
-            if event is not None:
-                vm.processes.event(event)
-            else:
-                vm.log.info(
-                    "dropped an event that cannot be read", event="stray-event", **vm.fields
-                )
-            return
-        if number == ControlCode.POD_FINISHED:
-            vm.log.info("all containers of the pod have ended", event="pod-finished", **vm.fields)
-            return
-        if vm.awaitsReady(number, body):
-            return
+    def sent(self, command: ControlCommand) -> None:
+        """Note that a command was sent."""
+        command.sent = self._context.clock.seconds()
+        command.sentAt = self._context.wallClock()
+        self.inFlight = command
+
+    def answered(self) -> ControlCommand | None:
+        """Return the command that an answer of the agent answers, and let the next one go."""
         command, self.inFlight = self.inFlight, None
-        if command is None:
-            vm.log.warn(
-                "dropped a message of code {code} that answers no command",
-                event="stray-answer",
-                code=number,
-                **vm.fields,
-            )
-            return
-        try:
-            self._answer(command, number, body)
-        except Exception:
-            vm.context.failed()
-        self.pump()
-
-    def _answer(self, command: ControlCommand, number: int, body: bytes) -> None:
-        """The agent has answered C{command}."""
-        vm = self._vm
-        if command.countsForDialect and vm.dialect is Dialect.UNKNOWN:
-            vm.learn(Dialect.CC)
-        if command.expired:
-            vm.log.info(
-                "the agent has answered {command}, too late",
-                event="late-answer",
-                command=command.name,
-                **vm.fields,
-            )
-        good = number == ControlCode.ACK
-        seconds = vm.context.clock.seconds() - command.sent
-        vm.context.tally.acknowledgement(command.name, seconds, good)
-        if good:
-            command.acked(body)
-        elif number == ControlCode.ERROR:
-            command.refused(AgentError(body.rstrip(b"\0").decode("utf-8", "replace")))
-        else:
-            command.refused(
-                RequestError(f"the agent answered {command.name} with a message of code {number}")
-            )
-
-    # -- ends
+        return command
 
     @property
     def unanswered(self) -> list[ControlCommand]:
         """Commands whose client is still to be answered."""
         return [command for command in self._all() if not command.expired]
 
-    def repair(self) -> None:
-        """Finish what a turn has begun that was cut short: see L{ccproxy.core.context}."""
-        self.pump()
-        self._arm()
-
-    def drop(self, error: RequestError, keep: bool = False) -> None:
+    def drop(self, keep: bool = False) -> list[ControlCommand]:
         """
-        Nothing more will be answered.
+        Empty the queue.
 
-        @param error: what is said to those who wait.
         @param keep: leave the command in flight: its answer can still come.
+        @return: those that will not be answered.
         """
-        failed = list(self.waiting)
+        dropped = list(self.waiting)
         self.waiting.clear()
         if not keep and self.inFlight is not None:
-            failed.insert(0, self.inFlight)
+            dropped.insert(0, self.inFlight)
             self.inFlight = None
-        if self.inFlight is None:
-            cancel(self._wait)
-            self._wait = None
-        for command in failed:
-            command.refused(error)
+        return dropped
 
     # -- time
-
-    def _arm(self) -> None:
-        """Have L{_check} called when the first of all deadlines and reports is due."""
-        due = min((when for command in self._all() for when in self._times(command)), default=None)
-        if due is None or (self._wait is not None and self._waitUntil <= due):
-            return
-        cancel(self._wait)
-        self._waitUntil = due
-        now = self._vm.context.clock.seconds()
-        self._wait = self._vm.context.later(max(0.0, due - now), self._check)
 
     def _all(self) -> list[ControlCommand]:
         return [*([self.inFlight] if self.inFlight else ()), *self.waiting]
 
+    @property
+    def due(self) -> float | None:
+        """When the first of all deadlines and reports is due, in seconds of the clock."""
+        return min((when for command in self._all() for when in self._times(command)), default=None)
+
     def _times(self, command: ControlCommand) -> list[float]:
         """When something is due for C{command}."""
-        limits = self._vm.context.limits
+        limits = self._context.limits
         times = []
         if limits.commandTimeout and not command.expired:
             times.append(command.arrived + limits.commandTimeout)
@@ -247,44 +152,31 @@ class ControlQueue:
             times.append(command.sent + limits.commandWarning)
         return times
 
-    def _check(self) -> None:
-        """A deadline may have passed."""
-        self._wait = None
-        self._vm.context.changed(self._vm)
-        # The time for which all input has been read: what became due since has its own turn.
-        vm, now = self._vm, self._waitUntil
-        limits, stuck = vm.context.limits, self.inFlight
-        slow = stuck is not None and now >= stuck.sent + limits.commandWarning
-        if stuck is not None and slow and stuck is not self._reported:
-            self._reported = stuck
-            vm.log.warn(
-                "the agent has not answered {command} for {seconds:.0f} s",
-                event="slow-answer",
-                command=stuck.name,
-                seconds=now - stuck.sent,
-                **vm.fields,
-            )
-        if limits.commandTimeout:
-            for command in self._all():
-                if not command.expired and now >= command.arrived + limits.commandTimeout:
-                    self._expire(command, stuck)
-        self._arm()
+    def slow(self, now: float) -> ControlCommand | None:
+        """Return the command in flight if it is due to be reported as slow, once."""
+        stuck = self.inFlight
+        if stuck is None or stuck is self._reported:
+            return None
+        if now < stuck.sent + self._context.limits.commandWarning:
+            return None
+        self._reported = stuck
+        return stuck
 
-    def _expire(self, command: ControlCommand, stuck: ControlCommand | None) -> None:
-        """The deadline of C{command} has passed."""
-        name = self._vm.containerId
-        if command is stuck:
-            command.expired = True
-            command.timedOut(
-                DeadlineExceeded(
-                    f"{name}: agent has not answered {command.name} within"
-                    f" {self._vm.context.limits.commandTimeout:g} s"
-                )
-            )
-        elif self.withdraw(command) and stuck is not None:
-            since = datetime.fromtimestamp(stuck.sentAt, UTC)
-            command.refused(
-                DeadlineExceeded(
-                    f"{name}: agent has not answered {stuck.name} since {since:%Y-%m-%dT%H:%M:%SZ}"
-                )
-            )
+    def overdue(self, now: float) -> Iterator[tuple[ControlCommand, DeadlineExceeded]]:
+        """
+        Yield commands whose deadline has passed, with their errors. The one in flight stays so;
+        the others are taken back.
+        """
+        timeout, stuck = self._context.limits.commandTimeout, self.inFlight
+        for command in self._all():
+            if not timeout or command.expired or now < command.arrived + timeout:
+                continue
+            if command is stuck:
+                command.expired = True
+                reason = f"agent has not answered {command.name} within {timeout:g} s"
+            elif stuck is not None and self.withdraw(command):
+                since = datetime.fromtimestamp(stuck.sentAt, UTC)
+                reason = f"agent has not answered {stuck.name} since {since:%Y-%m-%dT%H:%M:%SZ}"
+            else:
+                continue
+            yield command, DeadlineExceeded(f"{self._owner}: {reason}")

@@ -21,14 +21,29 @@ further.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-from .context import Wait, cancel
+from twisted.logger import Logger
 
-if TYPE_CHECKING:
-    from .client import Client
-    from .session import Session
-    from .vm import VM
+from ..interfaces import IConnection
+from .context import Context, Wait, cancel
+from .output import Shim
+from .processes import Processes
+from .session import Session
+
+
+class FlowVM(Protocol):
+    """A VM, as far as the flow of its output is concerned."""
+
+    context: Context
+    io: IConnection | None
+
+    @property
+    def fields(self) -> dict[str, Any]: ...
+    @property
+    def log(self) -> Logger: ...
+    @property
+    def processes(self) -> Processes: ...
 
 
 class Flow:
@@ -42,11 +57,11 @@ class Flow:
 
     __slots__ = ("_due", "_readSince", "_shim", "_vm", "_wait", "blocked", "blocker", "since")
 
-    def __init__(self, vm: VM) -> None:
+    def __init__(self, vm: FlowVM) -> None:
         self._vm = vm
         self._wait: Wait | None = None
         self._due: Callable[[Session], object] = self._drop
-        self._shim: Client | None = None
+        self._shim: Shim | None = None
         self.blocker: Session | None = None
         self.since = 0.0
         self.blocked = 0.0

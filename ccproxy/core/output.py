@@ -5,14 +5,34 @@ written whole to a shim's connection.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ..errors import LocalProtocolError
-from .context import Budget
-from .outlet import SMALL_BLOCK, joined
+from .context import Budget, Context, Receiver
+from .outlet import SMALL_BLOCK, Outlet, joined
 
-if TYPE_CHECKING:
-    from .client import Client
+
+class Shim(Receiver, Protocol):
+    """A client that is a session's shim, as the session knows it."""
+
+    context: Context
+    name: str
+    outlet: Outlet
+
+    @property
+    def session(self) -> object | None: ...
+
+    def leaveSession(self) -> None:
+        """Be its shim no longer."""
+
+    def wake(self) -> None:
+        """Read on, if the session's stdin has room again."""
+
+    def finishAfterOutput(self) -> None:
+        """Close once all output is written."""
+
+    def pollHolder(self) -> None:
+        """Notice now if the peer has gone."""
 
 
 class Output:
@@ -34,7 +54,7 @@ class Output:
         """
         self._budget = budget
         self.pendingSize = 0
-        self.shim: Client | None = None
+        self.shim: Shim | None = None
         self.pending: list[bytes] = []
         self.dropping = False
         self.dropped = 0
@@ -88,7 +108,7 @@ class Output:
             pending.append(block)
         self.pendingSize += len(block)
 
-    def connect(self, shim: Client) -> None:
+    def connect(self, shim: Shim) -> None:
         """A shim has come: it gets what is pending, then what comes."""
         if self.shim is not None:
             raise LocalProtocolError("a session has one shim")

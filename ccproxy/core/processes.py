@@ -4,19 +4,16 @@ The processes of a VM: its sessions, and how the agent's numbers and names lead 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, ValuesView
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ..errors import LimitReached, RequestError
 from ..wire.codes import Dialect
 from ..wire.messages import LOST_STATUS, AsyncEvent
-from .session import FIRST_PROCESS, Session
+from .commands import Slot
+from .session import FIRST_PROCESS, Session, SessionVM
 from .states import SessionState
-
-if TYPE_CHECKING:
-    from .commands import Slot
-    from .vm import VM
 
 #: The sequence numbers of the null session: docs/protocol, "Relocation".
 NULL_STDIO = 1
@@ -25,39 +22,75 @@ FIRST_STDIO = 3
 NO_PROCESS_ID = "(null)"
 
 
+class Tokens(Protocol):
+    """
+    The registry, as far as tokens and numbers are concerned.
+
+    @ivar tokens: sessions by token.
+    @ivar makeToken: makes a new token.
+    @ivar makeBase: makes the base of a VM's sequence numbers.
+    """
+
+    tokens: dict[str, Session]
+
+    @property
+    def makeToken(self) -> Callable[[], str]: ...
+    @property
+    def makeBase(self) -> Callable[[], int]: ...
+
+
+class ProcessesVM(SessionVM, Protocol):
+    """A VM, as the table of its sessions knows it."""
+
+    def learn(self, dialect: Dialect) -> None:
+        """The agent has shown what it is."""
+
+
 class Processes:
     """
     The sessions of one VM.
 
-    @ivar sessions: all that have not ended.
+    @ivar byNumber: all that have not ended, by the sequence number of their stdin and stdout.
     @ivar numbers: those whose start was sent, by each of their sequence numbers.
     @ivar base: what is added to every sequence number; 0 for a VM whose READY came.
     """
 
-    __slots__ = ("_named", "_nextStdio", "_nullFree", "_vm", "base", "numbers", "sessions")
+    __slots__ = (
+        "_named", "_nextStdio", "_nullFree", "_registry", "_vm", "base", "byNumber", "numbers",
+    )  # fmt: skip
 
-    def __init__(self, vm: VM) -> None:
+    def __init__(self, vm: ProcessesVM, registry: Tokens) -> None:
         self._vm = vm
-        self.sessions: set[Session] = set()
+        self._registry = registry
+        self.byNumber: dict[int, Session] = {}
         self.numbers: dict[int, Session] = {}
         self._named: dict[tuple[str, str | None], Session] = {}
         self.base = 0
         self._nextStdio = FIRST_STDIO
         self._nullFree = True
 
+    @property
+    def sessions(self) -> ValuesView[Session]:
+        """All sessions that have not ended."""
+        return self.byNumber.values()
+
     def beginLate(self) -> None:
         """
         Move all numbers by a fresh base, before the first one is handed out: the agent may run
         processes of an earlier registration.
         """
-        self.base = self._vm.registry.makeBase()
+        self.base = self._registry.makeBase()
         self._nextStdio += self.base
 
     def new(self, token: str | None = None) -> Session:
         """A session with the next pair of numbers."""
-        session = Session(self._vm, self._nextStdio, self._vm.context.clock.seconds(), token)
+        session = self._add(self._nextStdio, token)
         self._nextStdio += 2
-        self.sessions.add(session)
+        return session
+
+    def _add(self, stdio: int, token: str | None = None) -> Session:
+        session = Session(self._vm, stdio, self._vm.context.clock.seconds(), token)
+        self.byNumber[stdio] = session
         return session
 
     @contextmanager
@@ -72,9 +105,9 @@ class Processes:
         sessions: list[Session] = []
         try:
             for _ in range(count):
-                token = self._vm.registry.makeToken()
+                token = self._registry.makeToken()
                 sessions.append(self.new(token))
-                self._vm.registry.tokens[token] = sessions[-1]
+                self._registry.tokens[token] = sessions[-1]
             yield [session.token or "" for session in sessions]
         except Exception:
             if slot.reply is None:
@@ -116,9 +149,7 @@ class Processes:
         self.makeRoom(1)
         if self._nullFree:
             self._nullFree = False
-            stdio = self.base + NULL_STDIO
-            session = Session(self._vm, stdio, self._vm.context.clock.seconds())
-            self.sessions.add(session)
+            session = self._add(self.base + NULL_STDIO)
         else:
             session = self.new()
         session.state = SessionState.DETACHED
@@ -127,15 +158,15 @@ class Processes:
     def free(self, session: Session) -> None:
         """C{session} has ended."""
         self.end(session)
-        self.sessions.discard(session)
-        if session.stdio == self.base + NULL_STDIO:
-            self._nullFree = True
+        if self.byNumber.get(session.stdio) is session:
+            del self.byNumber[session.stdio]
+            self._nullFree = self._nullFree or session.stdio == self.base + NULL_STDIO
         self.dropToken(session)
 
     def dropToken(self, session: Session) -> None:
         """The token of C{session} is void."""
         if session.token is not None:
-            self._vm.registry.tokens.pop(session.token, None)
+            self._registry.tokens.pop(session.token, None)
 
     def begin(self, session: Session, container: str, process: str | None) -> None:
         """

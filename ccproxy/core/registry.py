@@ -6,22 +6,23 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any, Protocol, cast
 
 import attrs
-from twisted.logger import LogLevel
 
 from ..errors import InternalError, LimitReached, RegistryError, RequestError, UnknownVM
-from ..interfaces import IConnection, IConnector
+from ..interfaces import IConnector
 from ..wire.codes import Dialect
-from ..wire.payloads import IOResponse, LogEntry, RegisterVM, checkPath, encode
-from .client import Client
+from ..wire.payloads import IOResponse, RegisterVM, checkPath, encode
 from .commands import Slot
-from .context import Context, run
+from .context import Context, Receiver, run
+from .outlet import Outlet
+from .registration import Registrant
 from .session import Session
-from .states import VMState
-from .vm import VM, checkFree
+from .states import ClientState, VMState
+from .vm import VM, checkFree, vmOf
 
 
 def randomToken() -> str:
@@ -38,6 +39,32 @@ def randomBase() -> int:
     numbers. All numbers stay below 2^53, because they are JSON numbers.
     """
     return 2 * (2**32 + secrets.randbelow(2**51 - 2**32 + 1))
+
+
+class KnownClient(Registrant, Receiver, Protocol):
+    """A client, as the registry knows it."""
+
+    outlet: Outlet
+    slots: list[Slot]
+    state: ClientState
+
+    vm: VM | None
+
+    @property
+    def fields(self) -> dict[str, Any]: ...
+    @property
+    def registering(self) -> VM | None: ...
+    @property
+    def session(self) -> Session | None: ...
+
+    def close(self) -> None:
+        """Close its connection."""
+
+    def repair(self) -> None:
+        """Finish what a turn has begun that was cut short."""
+
+    def wake(self) -> None:
+        """Read on, if nothing prevents that any more."""
 
 
 @attrs.define(eq=False, slots=False)
@@ -73,7 +100,7 @@ class Registry:
     vms: dict[str, VM] = attrs.field(factory=dict)
     leaving: set[VM] = attrs.field(factory=set)
     tokens: dict[str, Session] = attrs.field(factory=dict)
-    clients: set[Client] = attrs.field(factory=set)
+    clients: set[KnownClient] = attrs.field(factory=set)
     ignoredFrames: int = 0
     draining: bool = False
     clientCount: int = 0
@@ -89,35 +116,10 @@ class Registry:
 
     # -- clients
 
-    def connect(self, connection: IConnection) -> Client:
-        """A client has connected; the result takes what comes from it."""
-        self.clientCount += 1
-        name = f"{self.clientCount} {connection.peer}"
-        excess = len(self.clients) >= self.context.limits.maxClients
-        client = Client(self, connection, name, excess)
-        if excess:
-            self.context.log.warn(
-                "too many clients: no more than {limit} at a time",
-                event="too-many-clients",
-                limit=self.context.limits.maxClients,
-                client=name,
-            )
-        elif self.context.verbose:
-            self.context.log.debug("client connected", event="client-connected", client=name)
-        self.clients.add(client)
-        return client
-
-    def clientGone(self, client: Client) -> None:
-        """C{client} has closed."""
-        self.clients.discard(client)
-        self.context.forget(client)
-        if self.context.verbose:
-            self.context.log.debug("client gone", event="client-gone", client=client.name)
-
     @property
     def allVMs(self) -> set[VM]:
         """All VMs: known ones, those whose channels are open, and those that a token leads to."""
-        byToken = (session.vm for session in self.tokens.values())
+        byToken = map(vmOf, self.tokens.values())
         return {*self.vms.values(), *self.leaving, *byToken}
 
     @property
@@ -151,20 +153,6 @@ class Registry:
         for vm in [*self.vms.values(), *self.leaving]:
             if vm.flow.blocker is not None:
                 vm.flow.recheck(vm.flow.blocker)
-
-    def logEntry(self, client: Client, entry: LogEntry) -> None:
-        """A client's entry for our log."""
-        fields = client.fields
-        if entry.containerId is not None:
-            fields["container"] = entry.containerId
-        self.context.log.emit(
-            LogLevel.levelWithName(entry.level),
-            "{text}",
-            event="log-entry",
-            text=entry.msg,
-            source=entry.source,
-            **fields,
-        )
 
     # -- VMs
 
@@ -217,7 +205,8 @@ class Registry:
             old.replace()
         self._makeRoom()
         self._serial += 1
-        vm = VM(self, request, self._serial, slot)
+        client = cast(Registrant, slot.client)
+        vm = VM(self, request, self._serial, slot, client.url)
         self.vms[vm.containerId] = vm
         return vm
 
@@ -241,19 +230,19 @@ class Registry:
 
         @param answer: the payload of the response.
         """
-        client = slot.client
-        client.registering = None
+        client = cast(KnownClient, slot.client)
+        client.registrationOver()
         self.attach(client, vm)
         self.urls.add(vm.url)
         slot.answer(answer)
         if self.whenRegistered is not None:
             self.whenRegistered()
 
-    def ioResponse(self, client: Client, tokens: list[str]) -> bytes:
+    def ioResponse(self, client: Registrant, tokens: Sequence[str]) -> bytes:
         """The payload that tells C{client} where shims connect, and with which tokens."""
-        return encode(IOResponse.make(client.url or self.url, tokens))
+        return encode(IOResponse.make(client.url or self.url, list(tokens)))
 
-    def attach(self, client: Client, vm: VM) -> None:
+    def attach(self, client: KnownClient, vm: VM) -> None:
         """The commands of C{client} go to C{vm} from now on."""
         if client.vm is not None:
             client.vm.clients.discard(client)
@@ -296,7 +285,7 @@ class Registry:
             vms.update(vm for vm in (client.vm, client.registering) if vm is not None)
             if client.session is not None:
                 sessions.add(client.session)
-                vms.add(client.session.vm)
+                vms.add(vmOf(client.session))
         sessions.update(*(vm.processes.sessions for vm in vms))
         for vm in vms:
             yield vm.repair
@@ -304,7 +293,7 @@ class Registry:
         for session in sessions:
             yield partial(session.repair, commands)
         held: set[Slot | None] = {each.slot for session in sessions for each in session.held}
-        held.update(vm.slot for vm in vms)
+        held.update(vm.registration.slot for vm in vms)
         held.update(command.slot for command in commands)
         for client in list(self.clients):
             for slot in [each for each in client.slots if each.reply is None]:

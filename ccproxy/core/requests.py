@@ -8,11 +8,11 @@ the place on to what will answer, or raises a L{RequestError} that becomes the r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from msgspec import Raw
 
 from ..errors import InternalError, NotAttached, RegistryError, RequestError, VMGone
+from ..interfaces import IConnection
 from ..wire.codes import Command, ControlCode, Dialect, hyperCode
 from ..wire.payloads import (
     AttachVM,
@@ -24,13 +24,11 @@ from ..wire.payloads import (
     decode,
 )
 from ..wire.relocation import StartData
-from .commands import HyperCommand, StartCommand
+from .client import Client
+from .commands import HyperCommand, Slot, StartCommand
+from .registry import Registry
 from .session import requireSession, unusable
 from .states import VMState
-
-if TYPE_CHECKING:
-    from .client import Client
-    from .commands import Slot
 
 _STARTS = (ControlCode.NEWCONTAINER, ControlCode.EXECCMD)
 
@@ -83,7 +81,7 @@ def hyper(client: Client, slot: Slot, payload: bytes) -> None:
         raise VMGone(f"{vm.containerId}: VM is lost; unregister or replace it")
     if code not in _STARTS:
         body = bytes(request.data) if isinstance(request.data, Raw) else b""
-        vm.commands.add(HyperCommand(request.hyperName, slot, vm, body))
+        vm.send(HyperCommand(request.hyperName, slot, body))
         return
     session = None
     if tokens:
@@ -96,7 +94,7 @@ def hyper(client: Client, slot: Slot, payload: bytes) -> None:
     data = StartData.parse(request.hyperName, request.data)
     if vm.dialect is Dialect.HYPERSTART0:
         data.checkHyperstart0()  # no shim need be waited for
-    vm.starts.add(StartCommand(request.hyperName, slot, vm, session, data))
+    vm.starts.add(StartCommand(request.hyperName, slot, data), session)
 
 
 def connectShim(client: Client, slot: Slot, payload: bytes) -> None:
@@ -145,3 +143,38 @@ REQUESTS: Mapping[int, Callable[[Client, Slot, bytes], None]] = {
     Command.DISCONNECT_SHIM: disconnectShim,
     Command.SIGNAL: signal,
 }
+
+
+def perform(client: Client, slot: Slot, payload: bytes) -> None:
+    """
+    Carry out a command.
+
+    @raise RequestError: it cannot be carried out.
+    """
+    REQUESTS[slot.opcode](client, slot, payload)
+
+
+def connect(registry: Registry, connection: IConnection, url: str = "") -> Client:
+    """
+    A client has connected.
+
+    @param url: the URL of the socket that it has connected to, if it is not the registry's.
+    @return: takes what comes from it.
+    """
+    registry.clientCount += 1
+    name = f"{registry.clientCount} {connection.peer}"
+    context, limit = registry.context, registry.context.limits.maxClients
+    excess = len(registry.clients) >= limit
+    client = Client(registry, connection, name, perform, excess)
+    client.url = url
+    if excess:
+        context.log.warn(
+            "too many clients: no more than {limit} at a time",
+            event="too-many-clients",
+            limit=limit,
+            client=name,
+        )
+    elif context.verbose:
+        context.log.debug("client connected", event="client-connected", client=name)
+    registry.clients.add(client)
+    return client

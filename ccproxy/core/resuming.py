@@ -5,13 +5,16 @@ Going on with a state that another process has written: the opposite of L{ccprox
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
 
 import attrs
 from zope.interface import implementer
 
-from ..errors import RequestError, VMGone
+from ..errors import RequestError
 from ..interfaces import IConnection, IStreamSink
+from ..wire.codes import ControlCode
 from ..wire.decoder import Buffer
+from ..wire.payloads import Signal
 from ..wire.relocation import StartData
 from .channels import ControlSink, IOSink
 from .client import Client
@@ -27,7 +30,8 @@ from .commands import (
 from .consistency import check
 from .context import run
 from .outlet import Outlet
-from .registry import Registry
+from .registry import KnownClient, Registry
+from .requests import perform
 from .session import Session
 from .snapshot import (
     BadSnapshot,
@@ -36,6 +40,7 @@ from .snapshot import (
     FlowForm,
     Key,
     OutletForm,
+    Place,
     SessionForm,
     SlotForm,
     Snapshot,
@@ -44,10 +49,8 @@ from .snapshot import (
 )
 from .states import ClientState, VMState
 from .tally import Traffic
-from .vm import VM
+from .vm import VM, vmOf
 
-#: The waits of a VM that can be taken up.
-_VM_WAITS = ("_neverReady", "_askPing", "_lastWords", "_forgotten")
 #: Seconds that an absent shim has at least to come back after a crash: its deadline may have passed
 #: while there was no daemon to come back to.
 RECONNECT_TIME = 1.0
@@ -158,16 +161,16 @@ class Resumed:
 
 def _beginVM(vm: VM) -> None:
     for start in list(vm.starts.parked):
-        if start.slot.client.state is ClientState.CLOSED:
-            start.giveUp(RequestError("the client that asked for the start has gone"))
+        if cast(Client, start.slot.client).state is ClientState.CLOSED:
+            vm.starts.giveUp(start, RequestError("the client that asked for the start has gone"))
     if vm.flow.blocker is not None and vm.io is not None:
         vm.io.pauseReading()
-    vm.controlWritable()
-    vm.commands._arm()
+    vm.agent.writable()
+    vm.agent.pump()
     vm.stdin.pump()
 
 
-def _beginClient(client: Client) -> None:
+def _beginClient(client: KnownClient) -> None:
     client.flush()
     client.wake()
 
@@ -265,7 +268,7 @@ class _Reader:
         connection: IConnection = NoConnection()
         if form.connection is not None:
             connection = self._connections.get(form.connection, connection)
-        client = Client(self._registry, connection, form.name, False)
+        client = Client(self._registry, connection, form.name, perform)
         client.state = form.state
         if form.connection is not None:
             self._connect(form.connection, client)
@@ -304,27 +307,37 @@ class _Reader:
         self._registry.context.budget.used += outlet.kept
 
     def _command(self, form: CommandForm) -> ControlCommand:
-        vm = self._vms[form.vm]
         slot = None if form.slot is None else self._slots[form.slot]
         session = None if form.session is None else self._sessions[form.session]
+        stdio = None if session is None else session.stdio
         command: ControlCommand
         if form.kind == "ping":
-            command = PingCommand(vm)
+            command = PingCommand()
         elif form.kind == "version":
-            command = VersionCommand(vm)
+            command = VersionCommand()
         elif slot is None:
             raise BadSnapshot(f"a {form.kind} that nobody waits for")
         elif form.kind == "hyper":
-            command = HyperCommand(form.name, slot, vm, form.body)
+            command = HyperCommand(form.name, slot, form.body)
         elif form.kind == "start" and form.start is not None:
-            command = StartCommand(form.name, slot, vm, session, _startData(form.start))
-        elif form.kind == "signal" and form.signal is not None and session is not None:
-            command = SignalCommand(slot, session, form.signal)
+            command = StartCommand(form.name, slot, _startData(form.start), stdio)
+        elif form.kind == "signal" and form.signal is not None:
+            command = self._signal(form.name, slot, form.signal, form.session)
         else:
             raise BadSnapshot(f"a {form.kind} that lacks something")
         command.arrived, command.sent = self._then - form.arrived, self._then - form.sent
         command.sentAt, command.expired = form.sentAt, form.expired
         return command
+
+    def _signal(
+        self, name: str, slot: Slot, signal: Signal, place: Place | None
+    ) -> SignalCommand:
+        if place is None:  # the process has exited, which the client is still to be told
+            return SignalCommand(name, slot, signal, -1, ControlCode.NEWCONTAINER, "", None)
+        form = self._snapshot.sessions[place]
+        return SignalCommand(
+            name, slot, signal, form.stdio, form.kind, form.container, form.process
+        )
 
     def _start(self, place: int) -> StartCommand:
         command = self._commands[place]
@@ -333,7 +346,7 @@ class _Reader:
         return command
 
     def _fillSession(self, session: Session, form: SessionForm) -> None:
-        context, processes = self._registry.context, session.vm.processes
+        context, processes = self._registry.context, vmOf(session).processes
         session.state = form.state
         session.start = None if form.start is None else self._start(form.start)
         session.kind, session.container = form.kind, form.container
@@ -371,16 +384,16 @@ class _Reader:
             session._endWait = context.later(left, session._giveUp)
 
     def _fillVM(self, vm: VM, form: VMForm) -> None:
-        vm.state, vm.dialect = form.state, form.dialect
+        vm.state, vm.agent.dialect = form.state, form.dialect
         vm.created, vm.lostAt = self._then - form.created, self._then - form.lost
         vm.resync, vm.url = form.resync, form.url
         self._registry.urls.add(vm.url)
-        vm.slot = None if form.slot is None else self._slots[form.slot]
-        vm._readyMayCome, vm._notify = form.readyMayCome, form.notify
+        vm.registration.slot = None if form.slot is None else self._slots[form.slot]
+        vm.registration._readyMayCome, vm._notify = form.readyMayCome, form.notify
         if form.control is not None:
-            vm.control = self._connections.get(form.control, NoConnection())
-            vm._controlOut = Outlet(vm.control, self._registry.context.budget)
-            self._fillOutlet(vm._controlOut, form.controlOut)
+            vm.agent.connect(self._connections.get(form.control, NoConnection()))
+            if vm.agent._out is not None:
+                self._fillOutlet(vm.agent._out, form.controlOut)
             self._connect(form.control, ControlSink(vm))
         if form.io is not None:
             vm.io = self._connections.get(form.io, NoConnection())
@@ -388,11 +401,11 @@ class _Reader:
         if form.control is form.io is None and vm.state is not VMState.CONNECTING:
             vm.console.close()
         for name, (left, text) in form.waits.items():
-            if name in _VM_WAITS:
-                vm._later(self._left(left), getattr(vm, name), *([VMGone(text)] if text else ()))
+            vm.goOnWaiting(name, self._left(left), text)
         vm.clients.update(self._clients[place] for place in form.clients)
         processes, commands = vm.processes, vm.commands
-        processes.sessions.update(self._sessions[place] for place in form.sessions)
+        for place in form.sessions:
+            processes.byNumber[self._sessions[place].stdio] = self._sessions[place]
         processes._nextStdio, processes._nullFree = form.nextStdio, form.nullFree
         processes.base = form.base
         commands.waiting.extend(self._commands[place] for place in form.waiting)
@@ -405,7 +418,7 @@ class _Reader:
             vm.starts.park(self._start(place), self._left(left))
         for place in form.turns:
             self._sessions[place].stdin.scheduled = True
-            vm.stdin.turns.append(self._sessions[place])
+            vm.stdin.turns.append(self._sessions[place].stdin)
         vm.stdin._rest = form.rest
         # Whether what was written has been read must be asked: that is always right.
         vm.stdin._mustDrain = True

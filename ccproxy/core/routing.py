@@ -8,16 +8,30 @@ output. This is the path of every byte that a container writes: it is written fo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from ..interfaces import IConnection
 from ..wire.codes import Stream
 from ..wire.messages import IO_HEADER, readMessage
 from ..wire.translation import SIZE, runLength, translate
+from .context import Context
+from .flow import Flow
 from .outlet import MOST_PER_SEND
+from .processes import Processes
+from .session import Session
+from .tally import Traffic
 
-if TYPE_CHECKING:
-    from .session import Session
-    from .vm import VM
+
+class RoutedVM(Protocol):
+    """A VM, as far as the way of its output is concerned."""
+
+    context: Context
+    io: IConnection | None
+    processes: Processes
+    flow: Flow
+
+    @property
+    def traffic(self) -> Traffic: ...
 
 
 class _Gathered:
@@ -52,7 +66,7 @@ class _Gathered:
             self.start += step
 
 
-def route(vm: VM, data: memoryview, offset: int) -> int:
+def route(vm: RoutedVM, data: memoryview, offset: int) -> int:
     """
     Give each message to its session.
 

@@ -10,27 +10,23 @@ process.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import attrs
+from twisted.logger import Logger
 
 from ..errors import AgentError, InternalError, NotAShim, RegistryError, RequestError
 from ..wire.codes import ControlCode, Dialect, Stream
 from ..wire.frames import encodeProcessExited, encodeStream
 from ..wire.messages import IO_HEADER, LOST_STATUS
 from ..wire.payloads import Signal
-from .commands import ControlCommand, SignalCommand, StartCommand, signalMessage
-from .context import Wait, cancel
+from .commands import ControlCommand, SignalCommand, Slot, StartCommand, signalName
+from .context import Context, Wait, cancel
 from .outlet import MOST_PER_SEND
-from .output import Output
+from .output import Output, Shim
 from .signals import HeldSignals
 from .states import SESSION_TABLE, SessionInput, SessionState, advance
-from .stdin import StdinQueue
-
-if TYPE_CHECKING:
-    from .client import Client
-    from .commands import Slot
-    from .vm import VM
+from .stdin import StdinQueue, StdinScheduler
 
 SIGKILL = 9
 SIGTERM = 15
@@ -47,6 +43,77 @@ _ALIVE = (SessionState.STARTING, SessionState.RUNNING)
 def shortToken(token: str) -> str:
     """A token as it may appear in a log: its first 6 characters."""
     return token[:6] + "..." if len(token) > 6 else token
+
+
+class SessionTable(Protocol):
+    """The sessions of a VM, as each of them knows it."""
+
+    def begin(self, session: Session, container: str, process: str | None) -> None:
+        """
+        Let the agent's numbers and names lead to a session whose process is about to be started.
+
+        @raise RequestError: a hyperstart 1.x has a live process of that name.
+        """
+
+    def end(self, session: Session) -> None:
+        """Let the agent's numbers and names lead to it no longer."""
+
+    def free(self, session: Session) -> None:
+        """Forget a session that has ended."""
+
+    def dropToken(self, session: Session) -> None:
+        """Make a session's token void."""
+
+
+class ParkedStarts(Protocol):
+    """The starts of a VM that wait for their shims, as its sessions know them."""
+
+    def shimArrived(self, start: StartCommand) -> None:
+        """Send a start whose shim is there."""
+
+    def giveUp(self, start: StartCommand, error: RequestError) -> None:
+        """Fail a start that was not sent."""
+
+    def settle(self, start: StartCommand, answer: bytes | RequestError) -> None:
+        """Tell all who wait for a start what the agent has answered."""
+
+
+class SessionVM(Protocol):
+    """A VM, as its sessions know it."""
+
+    containerId: str
+    context: Context
+    stdin: StdinScheduler
+
+    @property
+    def log(self) -> Logger: ...
+    @property
+    def fields(self) -> dict[str, Any]: ...
+    @property
+    def dialect(self) -> Dialect: ...
+    @property
+    def processes(self) -> SessionTable: ...
+    @property
+    def starts(self) -> ParkedStarts: ...
+    @property
+    def startsProcesses(self) -> bool: ...
+    @property
+    def readFor(self) -> float: ...
+
+    def send(self, command: ControlCommand) -> None:
+        """
+        Queue a command for the agent.
+
+        @raise RequestError: it cannot be sent, or too many wait already.
+        """
+
+    def recheck(self, session: Session) -> None:
+        """A session may have room again, or has gained or lost its shim."""
+
+    def checkStarts(self) -> None:
+        """
+        @raise RequestError: no process can be started any more.
+        """
 
 
 @attrs.define(eq=False)
@@ -70,7 +137,7 @@ class Session:
     @ivar crashLoss: how many bytes of output and stdin crashes of the daemon have cost it.
     """
 
-    vm: VM
+    vm: SessionVM
     stdio: int
     created: float
     token: str | None = None
@@ -95,12 +162,22 @@ class Session:
     _endWait: Wait | None = None
 
     def __attrs_post_init__(self) -> None:
-        self.output = Output(self.vm.context.budget)
-        self.stdin = StdinQueue(self.vm.context.budget)
+        self.output = Output(self.context.budget)
+        self.stdin = StdinQueue(self.context.budget, self.stdio, self._stdinTaken)
         self.held = HeldSignals(self)
 
     @property
-    def shim(self) -> Client | None:
+    def context(self) -> Context:
+        """What it shares with all others."""
+        return self.vm.context
+
+    @property
+    def containerId(self) -> str:
+        """The id of its VM."""
+        return self.vm.containerId
+
+    @property
+    def shim(self) -> Shim | None:
         """The connected shim."""
         return self.output.shim
 
@@ -126,12 +203,12 @@ class Session:
 
     def _advance(self, input: SessionInput) -> None:
         state = advance(SESSION_TABLE, self.state, input)
-        self.vm.context.changed(self.vm)
+        self.context.changed(self.vm)
         self.state = state
 
     # -- the shim
 
-    def claim(self, shim: Client) -> None:
+    def claim(self, shim: Shim) -> None:
         """C{shim} has connected: it gets what is pending, then what comes."""
         cancel(self._endWait)
         self._claimed = True
@@ -141,7 +218,7 @@ class Session:
         start = self.start
         if start is not None and self.state is SessionState.CREATED:
             self.vm.starts.shimArrived(start)
-        self.vm.flow.recheck(self)
+        self.vm.recheck(self)
         if self._closeAfter:
             shim.finishAfterOutput()
 
@@ -150,11 +227,11 @@ class Session:
         shim = self.shim
         if shim is None:
             return
-        self.vm.context.changed(self.vm)
+        self.context.changed(self.vm)
         self.output.disconnect()
         self._exitQueued = self._exitQueued and bool(self.output.pending)
         self.vm.log.info("shim gone", event="shim-gone", client=shim.name, **self.fields)
-        self.vm.flow.recheck(self)
+        self.vm.recheck(self)
         if self._closeAfter:
             self._endSoon()
 
@@ -206,11 +283,11 @@ class Session:
             self.exited(self.status)
         self.held.release()
         if self.stdin:
-            self.vm.stdin.add(self)
+            self.vm.stdin.add(self.stdin)
 
     def notStarted(self, start: StartCommand, error: RequestError) -> None:
         """The start was refused, or not even sent. Its token can be used for another try."""
-        self.vm.context.changed(self.vm)
+        self.context.changed(self.vm)
         if self.start is start:
             self.start = None
             self.held.fail(RequestError(f"the process was not started: {error}"))
@@ -237,7 +314,7 @@ class Session:
         if number == self.stdio:
             if not body:
                 self._sawEnd = True
-                self.vm.context.changed(self.vm)
+                self.context.changed(self.vm)
                 if self.status is not None:
                     self.exited(self.status)
                 return
@@ -260,7 +337,7 @@ class Session:
         """Output has come: an empty message before it was not the end."""
         if self._sawEnd:
             self._sawEnd = False
-            self.vm.context.changed(self.vm)
+            self.context.changed(self.vm)
 
     def roomFor(self, number: int, size: int) -> int:
         """
@@ -305,13 +382,13 @@ class Session:
 
     def _dropUndelivered(self) -> None:
         self.output.forget()
-        self.vm.flow.recheck(self)
+        self.vm.recheck(self)
 
     def _forgetOutput(self) -> None:
         """Drop all that was not delivered, and leave the shim."""
         self._dropUndelivered()
         if self.output.shim is not None:
-            self.output.shim.session = None
+            self.output.shim.leaveSession()
             self.output.shim = None
 
     # -- exit
@@ -326,13 +403,13 @@ class Session:
         if self._sawEnd:
             self.exited(status)
         else:
-            context = self.vm.context
+            context = self.context
             self._exitWait = context.later(context.limits.exitTimeout, self._outputOverdue)
 
     def _outputOverdue(self) -> None:
         """The end of the output has not come, though there was time for it if it could be read."""
-        context = self.vm.context
-        missing = context.limits.exitTimeout - self.vm.flow.readFor
+        context = self.context
+        missing = context.limits.exitTimeout - self.vm.readFor
         if missing > 0:
             self._exitWait = context.later(missing, self._outputOverdue)
         elif self.status is not None:
@@ -347,7 +424,7 @@ class Session:
         self.status = status
         detached = self.state is SessionState.DETACHED
         if self.state is SessionState.STARTING or (detached and not self._acked):
-            self.vm.context.changed(self.vm)
+            self.context.changed(self.vm)
             return  # until the answer to the start has gone to its client
         cancel(self._exitWait)
         self._fail(RequestError("process has exited"))
@@ -396,8 +473,17 @@ class Session:
         elif self.state is SessionState.STARTING:
             self.held.add(slot, signal)
         else:
-            signalMessage(self, signal, self.vm.dialect)
-            self.vm.commands.add(SignalCommand(slot, self, signal))
+            command = SignalCommand(
+                signalName(signal),
+                slot,
+                signal,
+                self.stdio,
+                self.kind,
+                self.container,
+                self.process,
+            )
+            command.code(self.vm.dialect)
+            self.vm.send(command)
 
     def checkAlive(self) -> None:
         """
@@ -445,23 +531,23 @@ class Session:
             return
         self.stdin.add(data)
         if not data:
-            self.vm.context.changed(self.vm)
+            self.context.changed(self.vm)
         if self._acked:
-            self.vm.stdin.add(self)
+            self.vm.stdin.add(self.stdin)
 
-    def stdinTaken(self) -> None:
+    def _stdinTaken(self) -> None:
         """
         Note that stdin was given to the channel's socket: the shim may be read again. If the socket
         had no room for it, this is called once more when it has taken it.
         """
         if self.stdin.ended and not self.stdin:
             # After a crash its end is not sent a second time.
-            self.vm.context.changed(self.vm)
+            self.context.changed(self.vm)
         if self.shim is not None and self.stdin.hasRoom:
             self.shim.wake()
 
     def _forgetStdin(self) -> None:
-        self.vm.stdin.remove(self)
+        self.vm.stdin.remove(self.stdin)
         self.stdin.clear()
         if self.shim is not None:
             self.shim.wake()
@@ -498,7 +584,7 @@ class Session:
         if not self.output.pending:
             self.end()
             return
-        context = self.vm.context
+        context = self.context
         self._endWait = context.later(context.limits.undeliveredTimeout, self._giveUp)
 
     def _giveUp(self) -> None:
@@ -526,7 +612,7 @@ class Session:
         start = self.start
         if start is not None and start not in commands:
             if start.acknowledged:
-                start.acked(b"")
+                self.vm.starts.settle(start, b"")
             else:
                 self.vm.starts.giveUp(start, InternalError())
         self.held.repair()

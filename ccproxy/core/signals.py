@@ -5,17 +5,14 @@ Signals that wait for their process to be started.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import attrs
 
 from ..errors import DeadlineExceeded, RequestError
 from ..wire.payloads import Signal
-from .context import Wait, cancel
-
-if TYPE_CHECKING:
-    from .commands import Slot
-    from .session import Session
+from .commands import Slot
+from .context import Context, Wait, cancel
 
 
 @attrs.define(eq=False)
@@ -33,12 +30,30 @@ class HeldSignal:
     since: float
 
 
+class Signalled(Protocol):
+    """A session, as its signals know it."""
+
+    @property
+    def context(self) -> Context: ...
+    @property
+    def containerId(self) -> str: ...
+    @property
+    def token(self) -> str | None: ...
+
+    def signal(self, slot: Slot, signal: Signal) -> None:
+        """
+        Send a signal to the process.
+
+        @raise RequestError: it cannot reach the process.
+        """
+
+
 class HeldSignals:
     """The signals that one session holds, each with its own deadline."""
 
     __slots__ = ("_held", "_session")
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Signalled) -> None:
         self._session = session
         self._held: list[HeldSignal] = []
 
@@ -61,7 +76,7 @@ class HeldSignals:
         @param within: for how many seconds; by default as long as the limits say.
         @param since: when it came, in seconds of the clock; by default now.
         """
-        context = self._session.vm.context
+        context = self._session.context
         delay = context.limits.processTimeout if within is None else within
         wait = context.later(delay, self._overdue, slot)
         since = context.clock.seconds() if since is None else since
@@ -95,11 +110,11 @@ class HeldSignals:
     def _overdue(self, slot: Slot) -> None:
         """A signal has waited for the start long enough."""
         self._held = [held for held in self._held if held.slot is not slot]
-        vm = self._session.vm
+        session = self._session
         slot.fail(
             DeadlineExceeded(
-                f"timeout waiting for process with token {self._session.token}:"
-                f" not started within {vm.context.limits.processTimeout:g} s"
-                f" in VM {vm.containerId}"
+                f"timeout waiting for process with token {session.token}:"
+                f" not started within {session.context.limits.processTimeout:g} s"
+                f" in VM {session.containerId}"
             )
         )

@@ -69,7 +69,7 @@ class OutletForm:
 
 @attrs.define
 class SlotForm:
-    """A L{Slot <ccproxy.core.client.Slot>}; it began so many seconds ago."""
+    """A L{Slot <ccproxy.core.commands.Slot>}; it began so many seconds ago."""
 
     client: Place
     opcode: Annotated[int, msgspec.Meta(ge=0, le=255)]

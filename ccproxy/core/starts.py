@@ -1,28 +1,46 @@
 """
-Starts of processes that wait for their shims.
+Starts of processes: they wait for their shims, are sent, and are answered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ..errors import DeadlineExceeded, RequestError
-from .commands import StartCommand
-from .context import Wait, cancel
+from ..wire.codes import Dialect
+from .commands import ControlCommand, StartCommand
+from .context import Context, Wait, cancel
+from .processes import Processes
+from .session import Session
 
-if TYPE_CHECKING:
-    from .vm import VM
+
+class StartsVM(Protocol):
+    """A VM, as its starts know it."""
+
+    containerId: str
+    context: Context
+    processes: Processes
+
+    def send(self, command: ControlCommand) -> None:
+        """
+        Queue a command for the agent.
+
+        @raise RequestError: it cannot be sent, or too many wait already.
+        """
+
+    def withdraw(self, command: ControlCommand) -> None:
+        """Take back a command if it still waits."""
 
 
 class Starts:
     """
-    The starts of one VM, until they are queued for its agent.
+    The starts of one VM.
     """
 
     __slots__ = ("_parked", "_vm")
 
-    def __init__(self, vm: VM) -> None:
+    def __init__(self, vm: StartsVM) -> None:
         self._vm = vm
         self._parked: dict[StartCommand, Wait] = {}
 
@@ -31,12 +49,14 @@ class Starts:
         """Those that wait for their shims."""
         return self._parked
 
-    def add(self, start: StartCommand) -> None:
+    def add(self, start: StartCommand, session: Session | None) -> None:
         """
         Send a start, once its shim is there.
+
+        @param session: that of its token, if it has one.
         """
-        session = start.session
         if session is not None:
+            start.stdio = session.stdio
             session.start = start
             if session.shim is None:
                 start.arrived = self._vm.context.clock.seconds()
@@ -50,11 +70,11 @@ class Starts:
 
         @param within: for how many seconds.
         """
-        start.slot.client.parked.add(start)
+        start.slot.client.parked[start] = self.giveUp
         self._parked[start] = self._vm.context.later(within, self._shimOverdue, start)
 
     def failAll(self, error: RequestError) -> None:
-        """Every start that was not sent fails, and whatever waits for one."""
+        """Fail every start that was not sent, and whatever waits for one."""
         for start in list(self._parked):
             self.giveUp(start, error)
         for session in list(self._vm.processes.sessions):
@@ -67,23 +87,61 @@ class Starts:
                 self._shimOverdue(start)
 
     def shimArrived(self, start: StartCommand) -> None:
-        """The shim that C{start} waits for is there."""
+        """Send a start whose shim is there."""
         wait = self._parked.pop(start, None)
         if wait is None:
             return
         cancel(wait)
-        start.slot.client.parked.discard(start)
+        start.slot.client.parked.pop(start, None)
         self._send(start)
 
     def _send(self, start: StartCommand) -> None:
         """Send a start; with one that cannot be sent, what waits for the process fails too."""
         try:
-            self._vm.commands.add(start)
+            self._vm.send(start)
         except RequestError as error:
-            start.refused(error)
+            self.settle(start, error)
+
+    def begin(self, start: StartCommand, dialect: Dialect) -> None:
+        """
+        Give a start that is about to be sent the numbers of its session.
+
+        @param dialect: what is known of the agent now.
+        @raise RequestError: this agent cannot be sent the start.
+        """
+        if dialect is Dialect.HYPERSTART0:
+            start.data.checkHyperstart0()
+        processes = self._vm.processes
+        if start.stdio is None:
+            session = processes.detached()
+            start.stdio = session.stdio
+        else:
+            session = processes.byNumber[start.stdio]
+        data = start.data
+        session.begin(start.kind, data.container, start.process(dialect), data.terminal)
+
+    def settle(self, start: StartCommand, answer: bytes | RequestError) -> None:
+        """
+        Tell all who wait for a start what has become of it.
+
+        @param answer: the agent's answer, or why it has none.
+        """
+        session = self._session(start)
+        if isinstance(answer, RequestError):
+            start.slot.fail(answer)
+            if session is not None:
+                session.notStarted(start, answer)
+        else:
+            start.acknowledged = True
+            start.slot.answer(answer)
+            if session is not None:
+                session.started()
+
+    def _session(self, start: StartCommand) -> Session | None:
+        return None if start.stdio is None else self._vm.processes.byNumber.get(start.stdio)
 
     def _shimOverdue(self, start: StartCommand) -> None:
-        session = start.session
+        session = self._session(start)
         self.giveUp(
             start,
             DeadlineExceeded(
@@ -94,8 +152,8 @@ class Starts:
         )
 
     def giveUp(self, start: StartCommand, error: RequestError) -> None:
-        """Fail C{start}, which was not sent."""
+        """Fail a start that was not sent."""
         cancel(self._parked.pop(start, None))
-        start.slot.client.parked.discard(start)
-        self._vm.commands.withdraw(start)
-        start.refused(error)
+        start.slot.client.parked.pop(start, None)
+        self._vm.withdraw(start)
+        self.settle(start, error)

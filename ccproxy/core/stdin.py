@@ -20,17 +20,15 @@ read (L{ccproxy.core.flow}).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection
+from typing import Protocol
 
 from ..interfaces import IConnection
 from ..wire.codes import Dialect
 from ..wire.decoder import Buffer
 from ..wire.messages import IO_HEADER
-from .context import Budget
-
-if TYPE_CHECKING:
-    from .session import Session
-    from .vm import VM
+from .context import Budget, Context
+from .tally import Traffic
 
 #: The most that a session may send before it is another's turn; also the hypervisor's read size.
 TURN = 4096
@@ -44,17 +42,21 @@ class StdinQueue:
     """
     The stdin that waits for one process.
 
+    @ivar number: the sequence number that it is sent with.
+    @ivar taken: called when some of it was sent.
     @ivar size: how many bytes wait.
     @ivar ended: whether its end is among it, or has gone.
-    @ivar scheduled: whether its session has a turn in the L{StdinScheduler}.
+    @ivar scheduled: whether it has a turn in the L{StdinScheduler}.
     """
 
-    __slots__ = ("_budget", "_offset", "_pieces", "ended", "scheduled", "size")
+    __slots__ = ("_budget", "_offset", "_pieces", "ended", "number", "scheduled", "size", "taken")
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, number: int, taken: Callable[[], object]) -> None:
         """
         @param budget: where its bytes are counted.
         """
+        self.number = number
+        self.taken = taken
         self._budget = budget
         self._pieces: list[bytes] = []
         self._offset = 0
@@ -131,45 +133,64 @@ class StdinQueue:
         self.size = self._offset = 0
 
 
+class StdinVM(Protocol):
+    """A VM, as far as stdin is concerned."""
+
+    context: Context
+    io: IConnection | None
+    traffic: Traffic
+
+    @property
+    def dialect(self) -> Dialect: ...
+
+    def channelBroken(self, io: bool) -> None:
+        """An internal error has made it unknown what was written to a channel."""
+
+
 class StdinScheduler:
     """
-    The sessions of one VM that have stdin to send.
+    The stdin of one VM that can be sent.
 
-    @ivar turns: those sessions, the next one first.
-    @ivar resting: the sessions of the messages that the channel's socket has not taken.
+    @ivar turns: the queues that have some, the next one first.
+    @ivar resting: the queues of the messages that the channel's socket has not taken.
     """
 
     __slots__ = ("_mustDrain", "_rest", "_sent", "_vm", "_waiting", "resting", "turns")
 
-    def __init__(self, vm: VM) -> None:
+    def __init__(self, vm: StdinVM) -> None:
         self._vm = vm
         self._rest = b""
-        self.resting: set[Session] = set()
+        self.resting: set[StdinQueue] = set()
         #: What was written since the channel's socket was last seen empty.
         self._sent = 0
         #: It must have been emptied before more is written.
         self._mustDrain = False
         self._waiting = False
-        self.turns: list[Session] = []
+        self.turns: list[StdinQueue] = []
 
-    def add(self, session: Session) -> None:
-        """C{session} has stdin to send."""
-        if not session.stdin.scheduled:
-            session.stdin.scheduled = True
-            self.turns.append(session)
+    def add(self, queue: StdinQueue) -> None:
+        """A queue has stdin to send."""
+        if not queue.scheduled:
+            queue.scheduled = True
+            self.turns.append(queue)
         self.pump()
 
-    def remove(self, session: Session) -> None:
-        """C{session} has ended."""
-        if session.stdin.scheduled:
-            session.stdin.scheduled = False
-            self.turns.remove(session)
+    def remove(self, queue: StdinQueue) -> None:
+        """The process of a queue has ended."""
+        self.resting.discard(queue)
+        if queue.scheduled:
+            queue.scheduled = False
+            self.turns.remove(queue)
 
-    def repair(self) -> None:
-        """Finish what a turn has begun that was cut short: see L{ccproxy.core.context}."""
-        self.turns = [session for session in self.turns if session.stdin]
-        for session in self._vm.processes.sessions:
-            session.stdin.scheduled = session in self.turns
+    def repair(self, queues: Collection[StdinQueue]) -> None:
+        """
+        Finish what a turn has begun that was cut short: see L{ccproxy.core.context}.
+
+        @param queues: those of all sessions.
+        """
+        self.turns = [queue for queue in self.turns if queue]
+        for queue in queues:
+            queue.scheduled = queue in self.turns
         self.pump()
 
     def drained(self) -> None:
@@ -193,8 +214,8 @@ class StdinScheduler:
                 if self._rest:
                     return
                 resting, self.resting = self.resting, set()
-                for session in resting:
-                    session.stdinTaken()
+                for queue in resting:
+                    queue.taken()
             elif not self._mustDrain and self._sent + TURN <= WINDOW:
                 self._send(io)
             elif io.unsent():
@@ -211,8 +232,8 @@ class StdinScheduler:
         dialect = self._vm.dialect
         buffers: list[Buffer] = []
         total = 0
-        touched: set[Session] = set()
-        if dialect is Dialect.CC and len(self.turns) == 1 and self.turns[0].stdin.size > TURN:
+        touched: set[StdinQueue] = set()
+        if dialect is Dialect.CC and len(self.turns) == 1 and self.turns[0].size > TURN:
             total = self._bulk(self.turns[0], buffers)
             touched.add(self.turns[0])
         while self.turns and not self._mustDrain and self._sent + total + TURN <= WINDOW:
@@ -226,47 +247,46 @@ class StdinScheduler:
         if taken < total:
             self._rest = b"".join(buffers)[taken:]
             self.resting = set(touched)
-        for session in touched:
-            session.stdinTaken()
+        for queue in touched:
+            queue.taken()
 
-    def _bulk(self, session: Session, buffers: list[Buffer]) -> int:
+    def _bulk(self, queue: StdinQueue, buffers: list[Buffer]) -> int:
         """
-        Whole reads of a cc agent from one session that has much to send, and nobody beside it.
+        Whole reads of a cc agent from one queue that has much to send, with none beside it.
 
         @param buffers: they are added here.
         @return: their size in bytes.
         """
-        pieces = session.stdin.takeRun(TURN - IO_HEADER.size, (WINDOW - self._sent) // TURN)
-        header = IO_HEADER.pack(session.stdio, TURN)
+        pieces = queue.takeRun(TURN - IO_HEADER.size, (WINDOW - self._sent) // TURN)
+        header = IO_HEADER.pack(queue.number, TURN)
         for piece in pieces:
             buffers += (header, piece)
         self._vm.traffic.inFrames += len(pieces)
         return TURN * len(pieces)
 
-    def _unit(self, buffers: list[Buffer], touched: set[Session]) -> int:
+    def _unit(self, buffers: list[Buffer], touched: set[StdinQueue]) -> int:
         """
-        What the agent reads at once: whole messages, at most 4096 bytes, from as many sessions as
+        What the agent reads at once: whole messages, at most 4096 bytes, from as many queues as
         it takes.
 
         @param buffers: they are added here.
-        @param touched: the sessions whose they are are added here.
+        @param touched: their queues are added here.
         @return: their size in bytes, at least that of one message.
         """
         turns, traffic = self.turns, self._vm.traffic
         most = TURN - IO_HEADER.size if self._vm.dialect is Dialect.CC else SMALL_PAYLOAD
         room = TURN
         while turns and room > IO_HEADER.size:
-            session = turns[0]
-            stdin = session.stdin
-            payload = stdin.take(min(most, room - IO_HEADER.size))
+            queue = turns[0]
+            payload = queue.take(min(most, room - IO_HEADER.size))
             size = IO_HEADER.size + len(payload)
-            buffers += (IO_HEADER.pack(session.stdio, size), payload)
+            buffers += (IO_HEADER.pack(queue.number, size), payload)
             room -= size
             traffic.inFrames += 1
-            touched.add(session)
-            if not stdin:
-                stdin.scheduled = False
+            touched.add(queue)
+            if not queue:
+                queue.scheduled = False
                 turns.pop(0)
-        if turns and turns[0] is session:
+        if turns and turns[0] is queue:
             turns.append(turns.pop(0))
         return TURN - room

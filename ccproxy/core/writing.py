@@ -7,12 +7,11 @@ since all that these remember has to go through here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar, cast
 
 import attrs
 
-from ..errors import LocalProtocolError
 from ..interfaces import IConnection
 from ..wire.relocation import StartData
 from .client import Client
@@ -22,7 +21,6 @@ from .commands import (
     PingCommand,
     SignalCommand,
     Slot,
-    SlotCommand,
     StartCommand,
     VersionCommand,
 )
@@ -46,8 +44,9 @@ from .snapshot import (
     VMForm,
 )
 from .states import ClientState
+from .stdin import StdinQueue
 from .tally import Traffic
-from .vm import VM
+from .vm import VM, vmOf
 
 T = TypeVar("T")
 F = TypeVar("F")
@@ -81,7 +80,7 @@ def writeVM(vm: VM, keyOf: Callable[[IConnection], Key]) -> Snapshot:
 
     @param keyOf: names a connection.
     """
-    return _Writer(vm.registry, keyOf, vm).write()
+    return _Writer(cast(Registry, vm.registry), keyOf, vm).write()
 
 
 def writeCounters(registry: Registry) -> Snapshot:
@@ -149,11 +148,13 @@ class _Writer:
         self._keyOf = keyOf
         self._now = registry.context.clock.seconds()
         self._toWrite: list[tuple[_Table[Any, Any], Any]] = []
-        self._clients = _Table(self._client, self._toWrite)
+        # Others know a client by parts of it.
+        self._clients: _Table[Any, ClientForm] = _Table(self._client, self._toWrite)
         self._vms = _Table(self._vm, self._toWrite)
         self._sessions = _Table(self._session, self._toWrite)
         self._slots = _Table(self._slot, self._toWrite)
         self._commands = _Table(self._command, self._toWrite)
+        self._vmOf: dict[ControlCommand, VM] = {}
 
     def write(self) -> Snapshot:
         registry, only = self._registry, self._only
@@ -225,45 +226,53 @@ class _Writer:
         return SlotForm(client, slot.opcode, slot.reply, began)
 
     def _command(self, command: ControlCommand) -> CommandForm:
+        vm = self._vmOf[command]
         form = CommandForm(
             kind=KINDS[type(command)],
             name=command.name,
-            vm=0,
+            vm=self._vms.place(vm),
+            slot=self._slots.maybe(command.slot),
             arrived=self._now - command.arrived,
             sent=self._now - command.sent,
             sentAt=command.sentAt,
             expired=command.expired,
         )
-        if isinstance(command, SlotCommand):
-            form.slot = self._slots.place(command.slot)
-        if isinstance(command, SignalCommand):
-            form.vm = self._vms.place(command._session.vm)
-            form.session = self._sessions.place(command._session)
-            form.signal = command._signal
-        elif isinstance(command, (HyperCommand, StartCommand, PingCommand, VersionCommand)):
-            form.vm = self._vms.place(command._vm)
-        else:
-            raise LocalProtocolError(f"{command} cannot be written down")
         if isinstance(command, HyperCommand):
-            form.body = command._body
+            form.body = command.body
+        elif isinstance(command, (SignalCommand, StartCommand)):
+            # The session of a signal may have ended: the signal fails then.
+            stdio = command.stdio
+            session = None if stdio is None else vm.processes.byNumber.get(stdio)
+            form.session = self._sessions.maybe(session)
+        if isinstance(command, SignalCommand):
+            form.signal = command.signal
         elif isinstance(command, StartCommand):
-            form.session = self._sessions.maybe(command.session)
             form.start = _start(command.data)
         return form
 
+    def _commandsOf(self, vm: VM, commands: Iterable[ControlCommand]) -> list[Place]:
+        places = [self._placed(vm, command) for command in commands]
+        return [place for place in places if place is not None]
+
+    def _placed(self, vm: VM, command: ControlCommand | None) -> Place | None:
+        """Where a command of a VM is, if there is one."""
+        if command is not None:
+            self._vmOf[command] = vm
+        return self._commands.maybe(command)
+
     def _session(self, session: Session) -> SessionForm:
-        processes, stdin, output = session.vm.processes, session.stdin, session.output
+        processes, stdin, output = vmOf(session).processes, session.stdin, session.output
         name = (session.container, session.process)
         pieces = list(stdin._pieces)
         if self._only is not None:
-            pieces = [b""] if _endWaits(session) else []
+            pieces = [b""] if _endWaits(vmOf(session), stdin) else []
         return SessionForm(
-            vm=self._vms.place(session.vm),
+            vm=self._vms.place(vmOf(session)),
             stdio=session.stdio,
             created=self._now - session.created,
             token=session.token,
             state=session.state,
-            start=self._commands.maybe(session.start),
+            start=self._placed(vmOf(session), session.start),
             kind=session.kind,
             container=session.container,
             process=session.process,
@@ -314,9 +323,9 @@ class _Writer:
             resync=vm.resync,
             lost=self._now - vm.lostAt,
             handled=vm.handled,
-            slot=self._slots.maybe(vm.slot),
-            controlOut=_outlet(vm._controlOut) if vm._controlOut else OutletForm(),
-            readyMayCome=vm._readyMayCome,
+            slot=self._slots.maybe(vm.registration.slot),
+            controlOut=_outlet(vm.agent._out) if vm.agent._out else OutletForm(),
+            readyMayCome=vm.registration._readyMayCome,
             notify=vm._notify,
             waits={
                 name: (left, "".join(map(str, args)))
@@ -324,30 +333,38 @@ class _Writer:
                 if left is not None
             },
             clients=self._clients.all(
-                client for client in vm.clients if self._only is None or client.session is not None
+                client
+                for client in vm.clients
+                if self._only is None or cast(Client, client).session is not None
             ),
             sessions=self._sessions.all(processes.sessions),
             nextStdio=processes._nextStdio,
             nullFree=processes._nullFree,
             base=processes.base,
-            waiting=self._commands.all(commands.waiting),
-            inFlight=self._commands.maybe(commands.inFlight),
+            waiting=self._commandsOf(vm, commands.waiting),
+            inFlight=self._placed(vm, commands.inFlight),
             asked=commands._asked,
-            reported=self._commands.maybe(commands._reported),
+            reported=self._placed(vm, commands._reported),
             parked=[
-                (self._commands.place(start), self._left(wait) or 0.0)
-                for start, wait in vm.starts._parked.items()
+                (place, self._left(wait) or 0.0)
+                for (start, wait) in vm.starts._parked.items()
+                if (place := self._placed(vm, start)) is not None
             ],
             turns=self._sessions.all(
-                stdin.turns
-                if self._only is None
-                else filter(_endWaits, dict.fromkeys([*stdin.turns, *stdin.resting]))
+                processes.byNumber[queue.number] for queue in self._turns(vm)
             ),
             rest=stdin._rest if self._only is None else b"",
             flow=self._flow(vm.flow),
             url=vm.url,
             traffic={name: getattr(vm.traffic, name) for name in _TRAFFIC},
         )
+
+    def _turns(self, vm: VM) -> list[StdinQueue]:
+        stdin = vm.stdin
+        if self._only is None:
+            return stdin.turns
+        waiting = dict.fromkeys([*stdin.turns, *stdin.resting])
+        return [each for each in waiting if _endWaits(vm, each)]
 
     def _flow(self, flow: Flow) -> FlowForm:
         if self._only is not None:
@@ -367,9 +384,9 @@ class _Writer:
         )
 
 
-def _endWaits(session: Session) -> bool:
+def _endWaits(vm: VM, queue: StdinQueue) -> bool:
     """Return whether the end of a process's stdin has come, and was not sent to its agent."""
-    return session.stdin.ended and (bool(session.stdin) or session in session.vm.stdin.resting)
+    return queue.ended and (bool(queue) or queue in vm.stdin.resting)
 
 
 def _outlet(outlet: Outlet) -> OutletForm:

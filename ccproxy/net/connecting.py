@@ -15,6 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from ..core.channels import ControlSink, IOSink
 from ..core.context import Wait, cancel, run
 from ..core.registry import Registry
 from ..core.states import VMState
@@ -114,7 +115,7 @@ class Connector:
                 await connectUNIX(self.poller, path, channel, timeout)
                 sockets.channels.append(channel)
             io, control = sockets.channels
-            controlSink, ioSink = vm.connected(control.connection, io.connection)
+            vm.connected(control.connection, io.connection)
         except CancelledError:
             return
         except Exception as error:
@@ -124,8 +125,8 @@ class Connector:
             run(self.registry.context, vm.connectFailed, str(error))
             return
         sockets.channels = []
-        control.begin(controlSink)
-        io.begin(ioSink)
+        control.begin(ControlSink(vm))
+        io.begin(IOSink(vm))
         if request.console:
             self._openConsole(vm, sockets)
 

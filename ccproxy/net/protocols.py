@@ -11,6 +11,7 @@ from twisted.internet.protocol import Factory, Protocol
 from zope.interface import implementer
 
 from ..core.registry import Registry
+from ..core.requests import connect
 from ..interfaces import IConnection, IStreamSink
 from .adapter import SinkProtocol
 
@@ -25,9 +26,7 @@ class ClientProtocol(SinkProtocol):
 
     def makeSink(self, connection: IConnection) -> IStreamSink:
         """The core's client."""
-        client = self._registry.connect(connection)
-        client.url = self._url
-        return client
+        return connect(self._registry, connection, self._url)
 
 
 class ProxyFactory(Factory):

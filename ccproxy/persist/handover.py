@@ -452,7 +452,7 @@ def _sendNow(changed: Iterable[object]) -> None:
     """Stand for a journal in a trial."""
     for thing in changed:
         if isinstance(thing, VM):
-            thing.sendNow()
+            thing.agent.sendNow()
 
 
 class _TrialConnector(Connector):

@@ -244,7 +244,7 @@ class Journal:
         for known in (self._pipes, self._connections, self._rests, self._held, self._unkept):
             known.clear()
         for vm in self._registry.allVMs:
-            vm.sendNow()
+            vm.agent.sendNow()
 
     def _recover(self) -> None:
         """Start the journal again."""
@@ -342,7 +342,7 @@ class Journal:
         there follows when there is.
         """
         done = 0
-        while (unsent := vm.unsent) is not None:
+        while (unsent := vm.agent.unsent) is not None:
             piece = unsent.contents[:MOST_STAGED]
             self._pipes.reverse()
             pipe = self._pipes[0]
@@ -367,7 +367,7 @@ class Journal:
                 self._entry(form)
                 os.read(pipe.reading, len(piece) - sent)
                 if gone:
-                    vm.sendNow()  # the transport notes that the peer has left
+                    vm.agent.sendNow()  # the transport notes that the peer has left
                 elif isinstance(control, StreamTransport):
                     control.notifyRoom()
                 return
@@ -382,7 +382,7 @@ class Journal:
             if isinstance(thing, Registry):
                 continue  # its counters are compared below
             if thing.state in _NOT_YET:
-                thing.sendNow()
+                thing.agent.sendNow()
             else:
                 self._vm(thing)
         if self._outdated or self._size > max(LEAST_REWRITTEN, 4 * self._live):
@@ -432,7 +432,7 @@ class Journal:
                     self._noteRest(form, key, rest)
                     if mark := transport.mark():
                         form.used[key] = mark, size
-            if send and vm.unsent is not None:
+            if send and vm.agent.unsent is not None:
                 self._send(vm, form)
             else:
                 self._entry(form)

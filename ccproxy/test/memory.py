@@ -19,10 +19,11 @@ from ccproxy.core.client import Client
 from ccproxy.core.context import Context
 from ccproxy.core.limits import Limits
 from ccproxy.core.registry import Registry
+from ccproxy.core.requests import connect
 from ccproxy.core.resuming import Resumed, resume
 from ccproxy.core.snapshot import Snapshot, seal, unseal
 from ccproxy.core.states import VMState
-from ccproxy.core.vm import VM
+from ccproxy.core.vm import VM, vmOf
 from ccproxy.core.writing import write, writeCounters, writeVM
 from ccproxy.interfaces import IConnection, IConnector, IStreamSink
 from ccproxy.wire.codes import Command, ControlCode, Dialect, FrameType, Stream
@@ -185,7 +186,7 @@ class MemoryClient:
         @param line: makes its connection.
         """
         self.connection = line()
-        self.client: Client = world.registry.connect(self.connection)
+        self.client: Client = connect(world.registry, self.connection)
         self.connection.sink = self.client
         self._decoder = FrameDecoder()
 
@@ -241,9 +242,8 @@ class MemoryVM:
         self.vm = vm
         self.control = line()
         self.io = line()
-        control, io = vm.connected(self.control, self.io)
-        assert isinstance(control, ControlSink) and isinstance(io, IOSink)
-        self.control.sink, self.io.sink = control, io
+        vm.connected(self.control, self.io)
+        self.control.sink, self.io.sink = ControlSink(vm), IOSink(vm)
         self._commands = MessageDecoder(CONTROL_HEADER)
         self._stdin = MessageDecoder(IO_HEADER)
 
@@ -421,7 +421,7 @@ class World:
         self._journal.clear()
         registry.context.whenChanged = self._note
         sessions = registry.tokens.values()
-        self._note({*registry.vms.values(), *registry.leaving, *(each.vm for each in sessions)})
+        self._note({*registry.vms.values(), *registry.leaving, *map(vmOf, sessions)})
 
     def _note(self, things: Iterable[VM | Registry]) -> None:
         """Keep a journal as the daemon's: the last word on each VM, and on what belongs to none."""
@@ -431,11 +431,11 @@ class World:
             if isinstance(vm, Registry):
                 continue
             if vm.state in (VMState.CONNECTING, VMState.WAITING):
-                vm.sendNow()
+                vm.agent.sendNow()
                 continue
             known = vm.state is not VMState.GONE or vm in self.registry.leaving
             self._journal.pop(vm.serial, None)
-            vm.sendNow()  # in one step with the entry
+            vm.agent.sendNow()  # in one step with the entry
             if known or vm.processes.sessions:
                 form = self._journal[vm.serial] = writeVM(vm, self.keyOf)
                 used = [(client.connection, client.handled) for client in form.clients]
@@ -447,6 +447,7 @@ class World:
         if self.dies:
             # The journal has the commands of runtimes, too, but not the runtimes.
             for client in self.registry.clients:
+                assert isinstance(client, Client)
                 if key := self.keyOf(client._connection):
                     self._used[key] = self.connections[key].offers, client.handled
             raise Died

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import msgspec
 
+from ccproxy.core.requests import connect
 from ccproxy.core.resuming import RECONNECT_TIME
 from ccproxy.core.states import VMState
 from ccproxy.wire.codes import Command, Dialect, FrameType, Stream
@@ -68,7 +69,7 @@ class Peer:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.line = Line()
-        self.core = model.world.registry.connect(self.line)
+        self.core = connect(model.world.registry, self.line)
         self.line.sink = self.core
         self.calls: deque[Call] = deque()
         self.track: Track | None = None

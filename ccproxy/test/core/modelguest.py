@@ -133,9 +133,8 @@ class Guest:
 
     def connect(self) -> None:
         """Its sockets are connected."""
-        control, io = self.vm.connected(self.lineControl, self.lineIO)
-        assert isinstance(control, ControlSink) and isinstance(io, IOSink)
-        self.lineControl.sink, self.lineIO.sink = control, io
+        self.vm.connected(self.lineControl, self.lineIO)
+        self.lineControl.sink, self.lineIO.sink = ControlSink(self.vm), IOSink(self.vm)
         self.state = "waiting"
 
     def fail(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ccproxy.core.client import Client
+from ccproxy.core.vm import vmOf
 from ccproxy.interfaces import IStreamSink
 from ccproxy.wire.codes import Dialect
 
@@ -172,7 +173,7 @@ class Model:
                 peer.core = client
         registry = self.world.registry
         sessions = registry.tokens.values()
-        vms = [*registry.vms.values(), *registry.leaving, *(session.vm for session in sessions)]
+        vms = [*registry.vms.values(), *registry.leaving, *map(vmOf, sessions)]
         bySerial = {vm.serial: vm for vm in vms}
         for guest in self.guests:
             guest.vm = bySerial.get(guest.vm.serial, guest.vm)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.core.resync import PLAUSIBLE
+from ccproxy.core.vm import vmOf
 from ccproxy.wire.codes import Command, ControlCode, FrameType, Stream
 from ccproxy.wire.frames import encodeStream
 from ccproxy.wire.messages import encodeIO
@@ -75,9 +76,9 @@ class ResyncTests(SynchronousTestCase):
         channel, shim, number = self.late()
         session = shim.client.session
         assert session is not None
-        vm = session.vm
+        vm = vmOf(session)
         session.exitEvent(0)
-        self.clock.advance(vm.registry.context.limits.exitTimeout)
+        self.clock.advance(vm.context.limits.exitTimeout)
         (ended,) = shim.frames()
         self.assertIs(ended.type, FrameType.NOTIFICATION)
         late = encodeIO(number, b"late")

@@ -488,7 +488,7 @@ class ShimTests(SynchronousTestCase):
             if stage in ("parked", "starting", "running"):
                 agent.output(3, b"dropped")
                 agent.exit(3, 0)
-            self.assertEqual(agent.vm.processes.sessions, set(), stage)
+            self.assertEqual(agent.vm.processes.byNumber, {}, stage)
             self.assertEqual(world.registry.context.budget.used, 0)
 
     def test_holderWithFrames(self) -> None:

@@ -17,6 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ccproxy.core.channels import ControlSink, IOSink
 from ccproxy.core.context import Context
 from ccproxy.core.registry import Registry
+from ccproxy.core.requests import connect
 from ccproxy.core.resuming import resume
 from ccproxy.core.snapshot import BadSnapshot, Snapshot
 from ccproxy.core.states import ClientState, SessionState, VMState
@@ -113,7 +114,7 @@ def takenUp(body: bytes) -> bool:
         lines[key].sink = sink
     resumed.begin()
     late = MemoryConnection()
-    late.sink = registry.connect(late)
+    late.sink = connect(registry, late)
     live = [*(lines[key] for key in resumed.sinks), late]
     for _ in range(2):
         for line in live:

@@ -106,12 +106,12 @@ class InlineTests(SynchronousTestCase):
         agent.exit(1, 0)
         agent.ack()
         self.assertFalse(runtime.frame().error)
-        self.assertEqual(agent.vm.processes.sessions, set())
+        self.assertEqual(agent.vm.processes.byNumber, {})
         runtime.hyper("newcontainer", startData())
         agent.exit(1, 0)
         agent.say(ControlCode.ERROR, b"no")
         self.assertEqual(errorText(runtime.frame())[-4:], ": no")
-        self.assertEqual((agent.vm.processes.sessions, agent.vm.processes.numbers), (set(), {}))
+        self.assertEqual((agent.vm.processes.byNumber, agent.vm.processes.numbers), ({}, {}))
 
     def test_overtakesTheAnswerOfTheReleased(self) -> None:
         """So it may when the shim has disconnected meanwhile."""
@@ -123,7 +123,7 @@ class InlineTests(SynchronousTestCase):
         agent.exit(3, 0)
         agent.ack()
         self.assertFalse(runtime.frame().error)
-        self.assertEqual(agent.vm.processes.sessions, set())
+        self.assertEqual(agent.vm.processes.byNumber, {})
 
     def test_signalsHeldForAProcessThatHasEnded(self) -> None:
         """A signal held for a process that ends at once is not sent."""

@@ -53,7 +53,7 @@ class StartTests(SynchronousTestCase):
         shim.send(Command.DISCONNECT_SHIM)
         self.assertTrue(shim.connection.closed)
         self.assertEqual(world.registry.tokens, {})
-        self.assertEqual(agent.vm.processes.sessions, set())
+        self.assertEqual(agent.vm.processes.byNumber, {})
         self.assertEqual(world.registry.context.budget.used, 0)
 
     def test_waitsForShim(self) -> None:

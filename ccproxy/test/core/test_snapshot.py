@@ -16,6 +16,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.core import snapshot
+from ccproxy.core.agent import Agent
 from ccproxy.core.client import Client
 from ccproxy.core.commands import ControlCommand, HyperCommand, SignalCommand, Slot, StartCommand
 from ccproxy.core.context import Context
@@ -24,7 +25,9 @@ from ccproxy.core.flow import Flow
 from ccproxy.core.outlet import Outlet
 from ccproxy.core.output import Output
 from ccproxy.core.processes import Processes
+from ccproxy.core.registration import Registration
 from ccproxy.core.registry import Registry
+from ccproxy.core.requests import connect
 from ccproxy.core.resuming import NoConnection, TrialConnection, resume
 from ccproxy.core.salvage import Dropped, salvage
 from ccproxy.core.session import Session
@@ -208,7 +211,7 @@ class ResumeTests(SynchronousTestCase):
         control.feed(encodeControl(ControlCode.ACK, b"pong"))
         self.assertEqual(other.take(), encodeFrame(FrameType.RESPONSE, Command.HYPER, b"pong"))
         late = MemoryConnection()
-        late.sink = world.registry.connect(late)
+        late.sink = connect(world.registry, late)
         self.assertTrue(late.sink.name.startswith("4 "))
         late.feed(command(Command.CONNECT_SHIM, {"token": "B" * 43 + "="}))
         message = readMessage(CONTROL_HEADER, control.take())
@@ -696,25 +699,27 @@ class CompletenessTests(SynchronousTestCase):
     """
 
     KNOWN = {
-        Client: "context _connection _excess _ignored _paused _wait name outlet parked handled"
-        " registering registry session slots state url vm wasShim",
+        Client: "context _connection _excess _ignored _paused _perform _wait name outlet parked"
+        " handled registering registry session slots state url vm wasShim",
         Slot: "client opcode reply began",
         Outlet: "_blocks _budget _connection _gone _offset kept size",
         Output: "_budget dropped dropping pending pendingSize shim",
-        StdinQueue: "_budget _offset _pieces ended scheduled size",
+        StdinQueue: "_budget _offset _pieces ended number scheduled size taken",
         StdinScheduler: "_mustDrain _rest _sent _vm _waiting resting turns",
         Session: "vm stdio created token state start kind container process terminal status killed"
         " output stdin held _claimed _acked _sawEnd _exitQueued _closeAfter _exitWait _endWait"
         " crashLoss",
         HeldSignals: "_held _session",
         Starts: "_parked _vm",
-        Processes: "_named _nextStdio _nullFree _vm base numbers sessions",
+        Processes: "_named _nextStdio _nullFree _registry _vm base byNumber numbers",
         Flow: "_due _readSince _shim _vm _wait blocked blocker since",
-        ControlQueue: "_asked _reported _vm _wait _waitUntil inFlight waiting",
-        ControlCommand: "arrived client expired name sent sentAt slot",
-        HyperCommand: "_body _vm",
-        StartCommand: "_vm acknowledged data session",
-        SignalCommand: "_session _signal",
+        Agent: "_configured _out _vm _wait _waitUntil commands connection dialect",
+        Registration: "_readyMayCome _vm slot",
+        ControlQueue: "_asked _context _owner _reported inFlight waiting",
+        ControlCommand: "arrived expired name sent sentAt slot",
+        HyperCommand: "body",
+        StartCommand: "acknowledged data stdio",
+        SignalCommand: "container kind process signal stdio",
         StartData: "container process terminal _head _members _tail _strangeKey",
     }
 
@@ -728,8 +733,8 @@ class CompletenessTests(SynchronousTestCase):
         """So has a VM."""
         agent, _, _ = World().register()
         known = (
-            "registry context request containerId url serial state dialect control io commands"
-            " traffic console stdin flow clients processes starts resync handled created lostAt slot"
-            " _controlOut _readyMayCome _notify _waits"
+            "registry context request containerId url serial state agent io traffic console stdin"
+            " flow clients processes starts registration resync handled created lostAt _notify"
+            " _waits"
         )
         self.assertEqual(set(vars(agent.vm)), set(known.split()))

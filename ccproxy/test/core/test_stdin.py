@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from ccproxy.core.agent import Agent
 from ccproxy.core.stdin import SMALL_PAYLOAD, TURN, WINDOW
 from ccproxy.wire.codes import Command, ControlCode, Dialect, FrameType, Stream
 from ccproxy.wire.frames import encodeFrame
@@ -89,7 +90,7 @@ class DialectTests(SynchronousTestCase):
         noted = reads(agent)
         # A start that is answered tells the dialect; until then nothing may go.
         self.assertEqual(noted, [])
-        agent.vm.learn = lambda dialect: None  # type: ignore[method-assign]
+        self.patch(Agent, "learn", lambda agent, dialect: None)
         agent.ack()
         self.assertEqual(len(noted), 1)
         for _ in range(5):

@@ -177,7 +177,7 @@ class RegistrationTests(SynchronousTestCase):
         world.registry.url = "unix:///x"
         _, client = begin(world)
         agent = world.registry.vms["vm"]
-        agent.awaitsReady(ControlCode.READY, b"")
+        agent.registration.received(ControlCode.READY, b"")
         io = msgspec.json.decode(client.frame().payload)["io"]
         self.assertEqual(io, {"url": "unix:///x", "URL": "unix:///x", "tokens": None})
         client.send(Command.ATTACH_VM, {"containerId": "vm", "numIOStreams": 2})

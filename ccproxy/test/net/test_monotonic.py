@@ -31,7 +31,7 @@ WALL_CLOCK = {
 }  # fmt: skip
 #: Uses of it: log lines, timestamps of the API, and the texts of errors.
 ALLOWED = {
-    ("core/control.py", "pump", "context.wallClock"),
+    ("core/control.py", "sent", "context.wallClock"),
     ("admin/service.py", "startService", "context.wallClock"),
     ("persist/handover.py", "_read", "context.wallClock"),
     ("log/formats.py", "render", "time.localtime"),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
+from ccproxy.core.channels import ControlSink, IOSink
 from ccproxy.core.registry import Registry
 from ccproxy.core.snapshot import HEADER, VERSION, BadSnapshot, Snapshot, VMForm, seal
 from ccproxy.core.states import VMState
@@ -164,9 +165,9 @@ class FaultTests(SocketCase):
         self.client.send(command(Command.REGISTER_VM, registration()))
         self.turn()
         vm = self.world.connector.wanted.pop()
-        sinks = vm.connected(control.connection, io.connection)
-        control.begin(sinks[0])
-        io.begin(sinks[1])
+        vm.connected(control.connection, io.connection)
+        control.begin(ControlSink(vm))
+        io.begin(IOSink(vm))
         agent.send(encodeControl(ControlCode.READY))
         self.turn(2)
         self.client.send(command(Command.HYPER, {"hyperName": "ping", "data": "x" * 50_000}))

@@ -258,7 +258,7 @@ class JournalTests(SynchronousTestCase):
         def changed(vms: set[VM]) -> None:
             told.append(bool(watched[0].connection.written))
             for vm in vms:
-                vm.sendNow()
+                vm.agent.sendNow()
 
         world.registry.context.whenChanged = changed
         watched[:] = [world.client()]
@@ -300,7 +300,8 @@ class JournalTests(SynchronousTestCase):
         self.patch(journal, "_entry", lambda form: written.append(attrs.evolve(form)))
         unsent = SimpleNamespace(contents=b"ping", drop=lambda taken: None)
         for serial in (1, 2, 3):
-            vm: Any = SimpleNamespace(serial=serial, control=None, unsent=unsent)
+            agent = SimpleNamespace(unsent=unsent)
+            vm: Any = SimpleNamespace(serial=serial, control=None, agent=agent)
             journal._send(vm, EntryForm(serial))
         first, second, third = (form.staged for form in written if form.staged)
         self.assertEqual((first, {first, second}), (third, {"staging-0-0", "staging-0-1"}))

@@ -65,7 +65,7 @@ class DumpTests(SynchronousTestCase):
         waits = {entry["call"]: entry for entry in self.having(entries, "wait")}
         overdue = waits["Starts._shimOverdue"]
         self.assertEqual((overdue["vm"], overdue["seconds"]), ("pod-7", "30.000"))
-        self.assertIn("ControlQueue._check", waits)
+        self.assertIn("Agent._check", waits)
         self.assertEqual(entries[-1]["event"], "dump-end")
         self.assertEqual(entries[-1]["entries"], str(len(entries) - 1))
         text = str(entries)
@@ -116,7 +116,8 @@ class DumpTests(SynchronousTestCase):
         for _ in range(20):
             self.world.clock.advance(PAUSE)
         entries = self.entries()
-        waits = [wait for wait in self.having(entries, "wait") if wait["call"] == "VM._neverReady"]
+        name = "Registration.neverReady"
+        waits = [wait for wait in self.having(entries, "wait") if wait["call"] == name]
         self.assertEqual({wait["vm"] for wait in waits}, {f"vm{nth}" for nth in range(2 * BATCH)})
         self.assertEqual(entries[-1]["event"], "dump-end")
 
