@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .snapshot import BadSnapshot, OutletForm, Place, SessionForm, Snapshot, VMForm
+from .records import Place
+from .snapshot import BadSnapshot, OutletForm, SessionForm, Snapshot, VMForm
 from .states import ClientState, SessionState, VMState
 
 #: Those of a VM that clients know.

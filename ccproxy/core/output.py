@@ -5,11 +5,14 @@ written whole to a shim's connection.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
+
+import attrs
 
 from ..errors import LocalProtocolError
 from .context import Budget, Context, Receiver
 from .outlet import SMALL_BLOCK, Outlet, joined
+from .records import Count, Reader, Writer, derived, reference, saved, transient
 
 
 class Shim(Receiver, Protocol):
@@ -35,10 +38,12 @@ class Shim(Receiver, Protocol):
         """Notice now if the peer has gone."""
 
 
+@attrs.define(eq=False)
 class Output:
     """
     The output of one session.
 
+    @ivar budget: where its bytes are counted.
     @ivar shim: where it goes, or L{None} while it is kept here.
     @ivar pending: blocks of frames for a shim that is not there, in order.
     @ivar pendingSize: how many bytes they are.
@@ -46,18 +51,22 @@ class Output:
     @ivar dropped: how many bytes of the process's output were dropped.
     """
 
-    __slots__ = ("_budget", "dropped", "dropping", "pending", "pendingSize", "shim")
+    _budget: Budget = transient()
+    shim: Shim | None = reference("clients", None, init=False)
+    pending: list[bytes] = transient(attrs.Factory(list), init=False)
+    pendingSize: int = transient(0, init=False)
+    dropping: bool = saved(False, init=False)
+    dropped: int = saved(0, type=Count, init=False)
 
-    def __init__(self, budget: Budget) -> None:
-        """
-        @param budget: where its bytes are counted.
-        """
-        self._budget = budget
-        self.pendingSize = 0
-        self.shim: Shim | None = None
-        self.pending: list[bytes] = []
-        self.dropping = False
-        self.dropped = 0
+    def _written(self, writer: Writer) -> list[bytes]:
+        return [] if writer.crash else list(self.pending)
+
+    def _read(self, pending: list[bytes], reader: Reader) -> None:
+        self.pending = list(pending)
+        self.pendingSize = sum(map(len, pending))
+        self._budget.used += self.pendingSize
+
+    DERIVED: ClassVar = (derived("pending", list[bytes], list, _written, _read),)
 
     @property
     def held(self) -> int:

@@ -174,22 +174,37 @@ class Processes:
 
         @raise RequestError: a hyperstart 1.x has a live process of that name.
         """
-        key = (container, process)
+        key = container, process
         if self._vm.dialect is Dialect.HYPERSTART1 and key in self._named:
             raise RequestError(
                 f"{self._vm.containerId}: process {str(process)[:64]} of container {container[:64]}"
                 " is running"
             )
         self._named[key] = session
+        self.number(session)
+
+    def isNumbered(self, session: Session) -> bool:
+        """Return whether the agent's numbers lead to a session."""
+        return self.numbers.get(session.stdio) is session
+
+    def isNamed(self, session: Session) -> bool:
+        """Return whether the agent's names lead to a session."""
+        return self._named.get((session.container, session.process)) is session
+
+    def number(self, session: Session) -> None:
+        """Let the agent's numbers lead to a session."""
         self.numbers[session.stdio] = self.numbers[session.stderr] = session
+
+    def name(self, session: Session) -> None:
+        """Let the agent's names lead to a session."""
+        self._named[session.container, session.process] = session
 
     def end(self, session: Session) -> None:
         """The process of C{session} has ended, or was not started."""
-        if self.numbers.get(session.stdio) is session:
+        if self.isNumbered(session):
             del self.numbers[session.stdio], self.numbers[session.stderr]
-        key = (session.container, session.process)
-        if self._named.get(key) is session:
-            del self._named[key]
+        if self.isNamed(session):
+            del self._named[session.container, session.process]
 
     def event(self, event: AsyncEvent) -> None:
         """hyperstart 1.x tells that a process has ended."""

@@ -4,8 +4,8 @@ Going on with a state that another process has written: the opposite of L{ccprox
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import attrs
 from zope.interface import implementer
@@ -16,6 +16,7 @@ from ..wire.codes import ControlCode
 from ..wire.decoder import Buffer
 from ..wire.payloads import Signal
 from ..wire.relocation import StartData
+from . import records
 from .channels import ControlSink, IOSink
 from .client import Client
 from .commands import (
@@ -28,8 +29,9 @@ from .commands import (
     VersionCommand,
 )
 from .consistency import check
-from .context import run
+from .context import Wait, run
 from .outlet import Outlet
+from .records import Place
 from .registry import KnownClient, Registry
 from .requests import perform
 from .session import Session
@@ -40,7 +42,6 @@ from .snapshot import (
     FlowForm,
     Key,
     OutletForm,
-    Place,
     SessionForm,
     SlotForm,
     Snapshot,
@@ -49,11 +50,7 @@ from .snapshot import (
 )
 from .states import ClientState, VMState
 from .tally import Traffic
-from .vm import VM, vmOf
-
-#: Seconds that an absent shim has at least to come back after a crash: its deadline may have passed
-#: while there was no daemon to come back to.
-RECONNECT_TIME = 1.0
+from .vm import VM
 
 
 @implementer(IConnection)
@@ -254,10 +251,6 @@ class _Reader:
             (token, self._sessions[place]) for token, place in snapshot.tokens.items()
         )
 
-    def _left(self, left: float) -> float:
-        """Return the seconds from now to what was due C{left} seconds after the writing."""
-        return max(0.0, left - self._age)
-
     def _connect(self, key: Key, sink: IStreamSink) -> None:
         if key in self._connections:
             self._sinks[key] = sink
@@ -291,7 +284,7 @@ class _Reader:
         client._ignored.update(form.ignored)
         client.url = form.url
         if form.closeIn is not None:
-            client._wait = self._registry.context.later(self._left(form.closeIn), client.close)
+            client._wait = self._registry.context.later(self.left(form.closeIn), client.close)
 
     def _slot(self, form: SlotForm) -> Slot:
         slot = Slot(self._clients[form.client], form.opcode, form.reply)
@@ -346,42 +339,36 @@ class _Reader:
         return command
 
     def _fillSession(self, session: Session, form: SessionForm) -> None:
-        context, processes = self._registry.context, vmOf(session).processes
-        session.state = form.state
-        session.start = None if form.start is None else self._start(form.start)
-        session.kind, session.container = form.kind, form.container
-        session.process, session.terminal = form.process, form.terminal
-        session.status, session.killed = form.status, form.killed
-        session._claimed, session._acked = form.claimed, form.acked
-        session._sawEnd, session._exitQueued = form.sawEnd, form.exitQueued
-        session._closeAfter = form.closeAfter
-        output, stdin = session.output, session.stdin
-        if form.shim is not None:
-            output.shim = self._clients[form.shim]
-        output.pending = list(form.pending)
-        output.pendingSize = sum(map(len, form.pending))
-        output.dropping, output.dropped = form.dropping, form.dropped
-        before = form.crashLoss
-        session.crashLoss = before[0] + form.lostOutput, before[1] + form.lostInput
-        if form.lostOutput or form.lostInput:
-            self._losses.append((session, form.lostOutput, form.lostInput))
-        stdin._pieces.extend(form.pieces)
-        stdin._offset, stdin.ended = form.offset, form.stdinEnded
-        stdin.size = sum(map(len, form.pieces)) - form.offset
-        context.budget.used += output.pendingSize + stdin.size
-        for held in form.held:
-            slot, left = self._slots[held.slot], self._left(held.failIn)
-            session.held.add(slot, held.signal, left, self._then - held.since)
-        if form.numbered:
-            processes.numbers[session.stdio] = processes.numbers[session.stderr] = session
-        if form.named:
-            processes._named[session.container, session.process] = session
-        if form.exitIn is not None:
-            session._exitWait = context.later(self._left(form.exitIn), session._outputOverdue)
-        if form.endIn is not None:
-            grace = RECONNECT_TIME if self._snapshot.written is not None else 0.0
-            left = max(grace, self._left(form.endIn))
-            session._endWait = context.later(left, session._giveUp)
+        records.read(session, form, self)
+        lost, before = (form.lostOutput, form.lostInput), session.crashLoss
+        session.crashLoss = before[0] + lost[0], before[1] + lost[1]
+        if any(lost):
+            self._losses.append((session, *lost))
+
+    # See L{records.Reader}.
+
+    def thing(self, table: str, place: Place | None) -> Any:
+        if place is None:
+            return None
+        if table == "commands":
+            return self._start(place)
+        tables: dict[str, Sequence[Any]] = {
+            "clients": self._clients,
+            "vms": self._vms,
+            "sessions": self._sessions,
+            "slots": self._slots,
+        }
+        return tables[table][place]
+
+    def moment(self, ago: float) -> float:
+        return self._then - ago
+
+    def left(self, left: float, grace: float = 0.0) -> float:
+        grace = grace if self._snapshot.written is not None else 0.0
+        return max(grace, left - self._age)
+
+    def later(self, delay: float, action: Callable[[], object]) -> Wait:
+        return self._registry.context.later(delay, action)
 
     def _fillVM(self, vm: VM, form: VMForm) -> None:
         vm.state, vm.agent.dialect = form.state, form.dialect
@@ -401,7 +388,7 @@ class _Reader:
         if form.control is form.io is None and vm.state is not VMState.CONNECTING:
             vm.console.close()
         for name, (left, text) in form.waits.items():
-            vm.goOnWaiting(name, self._left(left), text)
+            vm.goOnWaiting(name, self.left(left), text)
         vm.clients.update(self._clients[place] for place in form.clients)
         processes, commands = vm.processes, vm.commands
         for place in form.sessions:
@@ -415,7 +402,7 @@ class _Reader:
             commands._reported = self._commands[form.reported]
         commands._asked = form.asked
         for place, left in form.parked:
-            vm.starts.park(self._start(place), self._left(left))
+            vm.starts.park(self._start(place), self.left(left))
         for place in form.turns:
             self._sessions[place].stdin.scheduled = True
             vm.stdin.turns.append(self._sessions[place].stdin)
@@ -436,7 +423,7 @@ class _Reader:
             flow.blocker = self._sessions[form.blocker]
             if form.due is not None:
                 due = flow._warn if form.due == "warn" else flow._drop
-                flow._after(self._left(form.dueIn), due, flow.blocker)
+                flow._after(self.left(form.dueIn), due, flow.blocker)
 
 
 def _startData(form: StartForm) -> StartData:

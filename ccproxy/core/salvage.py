@@ -12,14 +12,15 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, TypeVar
 
 import attrs
+from msgspec import Struct, structs
 
 from ..wire.translation import frameAround
+from .records import Place
+from .signals import HeldForm
 from .snapshot import (
     ClientForm,
     CommandForm,
     FlowForm,
-    HeldForm,
-    Place,
     SessionForm,
     SlotForm,
     Snapshot,
@@ -173,7 +174,7 @@ def _only(unit: Snapshot, kept: Collection[Place]) -> Snapshot:
         sessions=[
             session
             if session.shim is None or session.shim in kept
-            else attrs.evolve(session, shim=None, pending=_undelivered(clients[session.shim]))
+            else _evolved(session, shim=None, pending=_undelivered(clients[session.shim]))
             for session in unit.sessions
         ],
     )
@@ -264,11 +265,18 @@ def _unit(snapshot: Snapshot, tables: dict[str, list[Any]], nodes: list[_Node]) 
     )
 
 
+def _evolved(form: Any, **changes: Any) -> Any:
+    """Return a form with other values of some attributes."""
+    if isinstance(form, Struct):
+        return structs.replace(form, **changes)
+    return attrs.evolve(form, **changes)
+
+
 def _mapped(form: Any, to: Callable[[str, Place], Place]) -> Any:
     """Return a form whose places are those that C{to} says."""
     references = _REFERENCES[type(form)].items()
     changes = {name: _mappedValue(getattr(form, name), table, to) for name, table in references}
-    return attrs.evolve(form, **changes)
+    return _evolved(form, **changes)
 
 
 def _mappedValue(value: Any, table: str, to: Callable[[str, Place], Place]) -> Any:

@@ -10,9 +10,10 @@ process.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Protocol
+from typing import Annotated, Any, ClassVar, Optional, Protocol
 
 import attrs
+from msgspec import Meta
 from twisted.logger import Logger
 
 from ..errors import AgentError, InternalError, NotAShim, RegistryError, RequestError
@@ -24,10 +25,14 @@ from .commands import ControlCommand, SignalCommand, Slot, StartCommand, signalN
 from .context import Context, Wait, cancel
 from .outlet import MOST_PER_SEND
 from .output import Output, Shim
-from .signals import HeldSignals
+from .records import Count, custom, derived, moment, part, reference, saved, timer
+from .signals import HeldForm, HeldSignals, readHeld, writeHeld
 from .states import SESSION_TABLE, SessionInput, SessionState, advance
 from .stdin import StdinQueue, StdinScheduler
 
+#: Seconds that an absent shim has at least to come back after a crash: its deadline may have passed
+#: while there was no daemon to come back to.
+RECONNECT_TIME = 1.0
 SIGKILL = 9
 SIGTERM = 15
 #: What hyperstart calls a container's first process that has no id.
@@ -57,6 +62,18 @@ class SessionTable(Protocol):
 
     def end(self, session: Session) -> None:
         """Let the agent's numbers and names lead to it no longer."""
+
+    def isNumbered(self, session: Session) -> bool:
+        """Return whether the agent's numbers lead to a session."""
+
+    def isNamed(self, session: Session) -> bool:
+        """Return whether the agent's names lead to a session."""
+
+    def number(self, session: Session) -> None:
+        """Let the agent's numbers lead to a session."""
+
+    def name(self, session: Session) -> None:
+        """Let the agent's names lead to a session."""
 
     def free(self, session: Session) -> None:
         """Forget a session that has ended."""
@@ -137,29 +154,52 @@ class Session:
     @ivar crashLoss: how many bytes of output and stdin crashes of the daemon have cost it.
     """
 
-    vm: SessionVM
-    stdio: int
-    created: float
-    token: str | None = None
-    state: SessionState = SessionState.CREATED
-    start: StartCommand | None = None
-    kind: ControlCode = ControlCode.NEWCONTAINER
-    container: str = ""
-    process: str | None = None
-    terminal: bool = False
-    status: int | None = None
-    killed: bool = False
-    crashLoss: tuple[int, int] = (0, 0)
-    output: Output = attrs.field(init=False)
-    stdin: StdinQueue = attrs.field(init=False)
-    held: HeldSignals = attrs.field(init=False)
-    _claimed: bool = False
-    _acked: bool = False
-    _sawEnd: bool = False
-    _exitQueued: bool = False
-    _closeAfter: bool = False
-    _exitWait: Wait | None = None
-    _endWait: Wait | None = None
+    vm: SessionVM = reference("vms")
+    stdio: int = saved(type=Annotated[int, Meta(ge=0, lt=1 << 62)])
+    created: float = moment()
+    token: str | None = saved(None)
+    state: SessionState = saved(SessionState.CREATED)
+    start: StartCommand | None = reference("commands", None)
+    kind: ControlCode = saved(ControlCode.NEWCONTAINER)
+    container: str = saved("")
+    process: str | None = saved(None)
+    terminal: bool = saved(False)
+    status: int | None = saved(None, type=Optional[Annotated[int, Meta(ge=0, le=255)]])
+    killed: bool = saved(False)
+    crashLoss: tuple[int, int] = saved((0, 0), type=tuple[Count, Count])
+    output: Output = part()
+    stdin: StdinQueue = part()
+    held: HeldSignals = custom("held", list[HeldForm], list, writeHeld, readHeld)
+    _claimed: bool = saved(False)
+    _acked: bool = saved(False)
+    _sawEnd: bool = saved(False)
+    _exitQueued: bool = saved(False)
+    _closeAfter: bool = saved(False)
+    _exitWait: Wait | None = timer("_outputOverdue", key="exitIn")
+    _endWait: Wait | None = timer("_giveUp", key="endIn", grace=RECONNECT_TIME)
+
+    DERIVED: ClassVar = (
+        derived(
+            "numbered",
+            bool,
+            False,
+            lambda session, _: session.vm.processes.isNumbered(session),
+            lambda session, numbered, _: numbered and session.vm.processes.number(session),
+        ),
+        derived(
+            "named",
+            bool,
+            False,
+            lambda session, _: session.vm.processes.isNamed(session),
+            lambda session, named, _: named and session.vm.processes.name(session),
+        ),
+        derived(
+            "lostOutput",
+            Count,
+            0,
+            lambda session, writer: session.undelivered if writer.crash else 0,
+        ),
+    )
 
     def __attrs_post_init__(self) -> None:
         self.output = Output(self.context.budget)

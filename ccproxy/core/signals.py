@@ -13,6 +13,7 @@ from ..errors import DeadlineExceeded, RequestError
 from ..wire.payloads import Signal
 from .commands import Slot
 from .context import Context, Wait, cancel
+from .records import Ago, Left, Place, Reader, Writer
 
 
 @attrs.define(eq=False)
@@ -28,6 +29,22 @@ class HeldSignal:
     signal: Signal
     wait: Wait
     since: float
+
+
+@attrs.define
+class HeldForm:
+    """
+    A L{HeldSignal}, as it is written down.
+
+    @ivar slot: its place.
+    @ivar failIn: in how many seconds it fails.
+    @ivar since: for how many seconds it has waited.
+    """
+
+    slot: Place
+    signal: Signal
+    failIn: Left
+    since: Ago = 0.0
 
 
 class Signalled(Protocol):
@@ -118,3 +135,23 @@ class HeldSignals:
                 f" in VM {session.containerId}"
             )
         )
+
+
+def writeHeld(held: HeldSignals, writer: Writer) -> list[HeldForm]:
+    """Write down the signals that a session holds."""
+    return [
+        HeldForm(
+            writer.place("slots", each.slot) or 0,
+            each.signal,
+            writer.left(each.wait) or 0.0,
+            writer.ago(each.since),
+        )
+        for each in held
+    ]
+
+
+def readHeld(held: HeldSignals, forms: list[HeldForm], reader: Reader) -> None:
+    """Hold signals that another process has written."""
+    for form in forms:
+        since, left = reader.moment(form.since), reader.left(form.failIn)
+        held.add(reader.thing("slots", form.slot), form.signal, left, since)

@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import zlib
 from struct import Struct
-from typing import Annotated, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeAlias
 
 import attrs
 import msgspec
 
 from ..errors import CCProxyError
-from ..wire.codes import ControlCode, Dialect
+from ..wire.codes import Dialect
 from ..wire.payloads import RegisterVM, Signal
-from .states import ClientState, SessionState, VMState
+from .records import Ago, Count, Left, Place, formOf
+from .session import Session
+from .states import ClientState, VMState
 
 #: The version of the form that is written.
 VERSION = 1
@@ -34,16 +36,12 @@ OLDEST = 1
 HEADER = Struct(">8sHHQI")
 _NAME = b"ccproxy\n"
 
-#: How many of something.
-Count = Annotated[int, msgspec.Meta(ge=0)]
-#: A place in the table of clients, VMs, sessions, slots or commands.
-Place = Count
 #: What names a connection outside of the core.
 Key = Count
-#: In how many seconds something is due. What is no number would stop all clocks.
-Left = Annotated[float, msgspec.Meta(ge=0, le=1e300)]
-#: How many seconds ago something was; less than none if the clock was put back.
-Ago = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
+if TYPE_CHECKING:
+    SessionForm: TypeAlias = Any
+else:
+    SessionForm = formOf(Session)
 
 
 # Nothing of what is below changes once it is written; that the classes are not frozen is for the
@@ -142,74 +140,6 @@ class ClientForm:
     url: str = ""
     handled: Count = 0
     closeIn: Optional[Left] = None
-
-
-@attrs.define
-class HeldForm:
-    """
-    A signal that waits for its process; it fails in C{failIn} seconds.
-
-    @ivar since: how many seconds it has waited.
-    """
-
-    slot: Place
-    signal: Signal
-    failIn: Left
-    since: Ago = 0.0
-
-
-@attrs.define
-class SessionForm:
-    """
-    A L{Session <ccproxy.core.session.Session>}.
-
-    @ivar created: how many seconds ago.
-    @ivar start: a command.
-    @ivar shim: a client.
-    @ivar pending: its output, while it has no shim.
-    @ivar pieces: its stdin.
-    @ivar offset: what is gone of the first piece.
-    @ivar numbered: whether the agent's numbers lead to it.
-    @ivar named: whether the agent's names do.
-    @ivar lostOutput: how many bytes of output were kept for its shim, and are not written here.
-    @ivar lostInput: the same of its stdin.
-    @ivar crashLoss: what it has lost so in crashes before.
-    @ivar exitIn: in how many seconds its exit waits no more for output, if that is so.
-    @ivar endIn: in how many seconds it is given up, if that is so.
-    """
-
-    vm: Place
-    stdio: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
-    created: Ago
-    token: Optional[str] = None
-    state: SessionState = SessionState.CREATED
-    start: Optional[Place] = None
-    kind: ControlCode = ControlCode.NEWCONTAINER
-    container: str = ""
-    process: Optional[str] = None
-    terminal: bool = False
-    status: Optional[Annotated[int, msgspec.Meta(ge=0, le=255)]] = None
-    killed: bool = False
-    shim: Optional[Place] = None
-    pending: list[bytes] = attrs.field(factory=list)
-    dropping: bool = False
-    dropped: Count = 0
-    pieces: list[bytes] = attrs.field(factory=list)
-    offset: Count = 0
-    stdinEnded: bool = False
-    held: list[HeldForm] = attrs.field(factory=list)
-    numbered: bool = False
-    named: bool = False
-    claimed: bool = False
-    acked: bool = False
-    sawEnd: bool = False
-    exitQueued: bool = False
-    closeAfter: bool = False
-    lostOutput: Count = 0
-    lostInput: Count = 0
-    crashLoss: tuple[Count, Count] = (0, 0)
-    exitIn: Optional[Left] = None
-    endIn: Optional[Left] = None
 
 
 @attrs.define

@@ -21,13 +21,16 @@ read (L{ccproxy.core.flow}).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Protocol
+from typing import ClassVar, Protocol
+
+import attrs
 
 from ..interfaces import IConnection
 from ..wire.codes import Dialect
 from ..wire.decoder import Buffer
 from ..wire.messages import IO_HEADER
 from .context import Budget, Context
+from .records import Count, Reader, Writer, derived, saved, transient
 from .tally import Traffic
 
 #: The most that a session may send before it is another's turn; also the hypervisor's read size.
@@ -38,31 +41,51 @@ WINDOW = 16 << 10
 SMALL_PAYLOAD = 256
 
 
+@attrs.define(eq=False)
 class StdinQueue:
     """
     The stdin that waits for one process.
+
+    @ivar budget: where its bytes are counted.
 
     @ivar number: the sequence number that it is sent with.
     @ivar taken: called when some of it was sent.
     @ivar size: how many bytes wait.
     @ivar ended: whether its end is among it, or has gone.
     @ivar scheduled: whether it has a turn in the L{StdinScheduler}.
+    @ivar resting: whether the channel's socket has not taken some that was given to it.
     """
 
-    __slots__ = ("_budget", "_offset", "_pieces", "ended", "number", "scheduled", "size", "taken")
+    _budget: Budget = transient()
+    number: int = transient()
+    taken: Callable[[], object] = transient()
+    size: int = transient(0, init=False)
+    ended: bool = saved(False, key="stdinEnded", init=False)
+    scheduled: bool = transient(False, init=False)
+    resting: bool = transient(False, init=False)
+    _pieces: list[bytes] = transient(attrs.Factory(list), init=False)
+    _offset: int = saved(0, type=Count, crash=False, init=False)
 
-    def __init__(self, budget: Budget, number: int, taken: Callable[[], object]) -> None:
-        """
-        @param budget: where its bytes are counted.
-        """
-        self.number = number
-        self.taken = taken
-        self._budget = budget
-        self._pieces: list[bytes] = []
-        self._offset = 0
-        self.size = 0
-        self.ended = False
-        self.scheduled = False
+    def _written(self, writer: Writer) -> list[bytes]:
+        """Return what is written of the pieces: for a crash their end alone."""
+        if not writer.crash:
+            return list(self._pieces)
+        return [b""] if self.endWaits else []
+
+    def _read(self, pieces: list[bytes], reader: Reader) -> None:
+        self._pieces.extend(pieces)
+        self.size = sum(map(len, pieces)) - self._offset
+        self._budget.used += self.size
+
+    DERIVED: ClassVar = (
+        derived("pieces", list[bytes], list, _written, _read),
+        derived("lostInput", Count, 0, lambda queue, writer: queue.size if writer.crash else 0),
+    )
+
+    @property
+    def endWaits(self) -> bool:
+        """Whether the end of stdin has come, and was not sent to the agent."""
+        return self.ended and (bool(self) or self.resting)
 
     def __bool__(self) -> bool:
         return bool(self._pieces)
@@ -160,7 +183,7 @@ class StdinScheduler:
     def __init__(self, vm: StdinVM) -> None:
         self._vm = vm
         self._rest = b""
-        self.resting: set[StdinQueue] = set()
+        self.resting: list[StdinQueue] = []
         #: What was written since the channel's socket was last seen empty.
         self._sent = 0
         #: It must have been emptied before more is written.
@@ -177,7 +200,9 @@ class StdinScheduler:
 
     def remove(self, queue: StdinQueue) -> None:
         """The process of a queue has ended."""
-        self.resting.discard(queue)
+        if queue.resting:
+            queue.resting = False
+            self.resting.remove(queue)
         if queue.scheduled:
             queue.scheduled = False
             self.turns.remove(queue)
@@ -213,8 +238,9 @@ class StdinScheduler:
                 self._rest = self._rest[io.send([self._rest]) :]
                 if self._rest:
                     return
-                resting, self.resting = self.resting, set()
+                resting, self.resting = self.resting, []
                 for queue in resting:
+                    queue.resting = False
                     queue.taken()
             elif not self._mustDrain and self._sent + TURN <= WINDOW:
                 self._send(io)
@@ -246,7 +272,9 @@ class StdinScheduler:
         self._vm.traffic.inBytes += total
         if taken < total:
             self._rest = b"".join(buffers)[taken:]
-            self.resting = set(touched)
+            self.resting = list(touched)
+            for queue in touched:
+                queue.resting = True
         for queue in touched:
             queue.taken()
 

@@ -14,6 +14,7 @@ import attrs
 
 from ..interfaces import IConnection
 from ..wire.relocation import StartData
+from . import records
 from .client import Client
 from .commands import (
     ControlCommand,
@@ -27,16 +28,15 @@ from .commands import (
 from .context import Wait
 from .flow import Flow
 from .outlet import Outlet
+from .records import Place
 from .registry import Registry
 from .session import Session
 from .snapshot import (
     ClientForm,
     CommandForm,
     FlowForm,
-    HeldForm,
     Key,
     OutletForm,
-    Place,
     SessionForm,
     SlotForm,
     Snapshot,
@@ -155,6 +155,14 @@ class _Writer:
         self._slots = _Table(self._slot, self._toWrite)
         self._commands = _Table(self._command, self._toWrite)
         self._vmOf: dict[ControlCommand, VM] = {}
+        self._tables: dict[str, _Table[Any, Any]] = {
+            "clients": self._clients,
+            "vms": self._vms,
+            "sessions": self._sessions,
+            "slots": self._slots,
+            "commands": self._commands,
+        }
+        self.crash = only is not None
 
     def write(self) -> Snapshot:
         registry, only = self._registry, self._only
@@ -186,12 +194,6 @@ class _Writer:
         """Whether a VM is to be written down."""
         return self._only is None or vm is self._only
 
-    def _left(self, wait: Wait | None) -> float | None:
-        """In how many seconds something is due, if it is."""
-        if wait is None or not wait.active():
-            return None
-        return max(0.0, wait.getTime() - self._now)
-
     def _key(self, connection: IConnection | None) -> Key | None:
         return None if connection is None else self._keyOf(connection)
 
@@ -218,7 +220,7 @@ class _Writer:
             ignored=sorted(client._ignored),
             url=client.url,
             handled=client.handled,
-            closeIn=self._left(client._wait),
+            closeIn=self.left(client._wait),
         )
 
     def _slot(self, slot: Slot) -> SlotForm:
@@ -261,57 +263,25 @@ class _Writer:
         return self._commands.maybe(command)
 
     def _session(self, session: Session) -> SessionForm:
-        processes, stdin, output = vmOf(session).processes, session.stdin, session.output
-        name = (session.container, session.process)
-        pieces = list(stdin._pieces)
-        if self._only is not None:
-            pieces = [b""] if _endWaits(vmOf(session), stdin) else []
-        return SessionForm(
-            vm=self._vms.place(vmOf(session)),
-            stdio=session.stdio,
-            created=self._now - session.created,
-            token=session.token,
-            state=session.state,
-            start=self._placed(vmOf(session), session.start),
-            kind=session.kind,
-            container=session.container,
-            process=session.process,
-            terminal=session.terminal,
-            status=session.status,
-            killed=session.killed,
-            shim=self._clients.maybe(output.shim),
-            pending=list(output.pending) if self._only is None else [],
-            dropping=output.dropping,
-            dropped=output.dropped,
-            pieces=pieces,
-            offset=stdin._offset if self._only is None else 0,
-            stdinEnded=stdin.ended,
-            held=[
-                HeldForm(
-                    self._slots.place(held.slot),
-                    held.signal,
-                    self._left(held.wait) or 0.0,
-                    self._now - held.since,
-                )
-                for held in session.held._held
-            ],
-            numbered=processes.numbers.get(session.stdio) is session,
-            named=processes._named.get(name) is session,
-            claimed=session._claimed,
-            acked=session._acked,
-            sawEnd=session._sawEnd,
-            exitQueued=session._exitQueued,
-            closeAfter=session._closeAfter,
-            lostOutput=session.undelivered if self._only is not None else 0,
-            lostInput=stdin.size if self._only is not None else 0,
-            crashLoss=session.crashLoss,
-            exitIn=self._left(session._exitWait),
-            endIn=self._left(session._endWait),
-        )
+        self._placed(vmOf(session), session.start)
+        return records.write(session, self)
+
+    # See L{records.Writer}.
+
+    def place(self, table: str, thing: Any) -> Place | None:
+        return None if thing is None else self._tables[table].place(thing)
+
+    def ago(self, moment: float) -> float:
+        return self._now - moment
+
+    def left(self, wait: Wait | None) -> float | None:
+        if wait is None or not wait.active():
+            return None
+        return max(0.0, wait.getTime() - self._now)
 
     def _vm(self, vm: VM) -> VMForm:
         commands, stdin, processes = vm.commands, vm.stdin, vm.processes
-        waits = {name: (self._left(wait), args) for name, (wait, args) in vm._waits.items()}
+        waits = {name: (self.left(wait), args) for name, (wait, args) in vm._waits.items()}
         return VMForm(
             request=vm.request,
             serial=vm.serial,
@@ -346,7 +316,7 @@ class _Writer:
             asked=commands._asked,
             reported=self._placed(vm, commands._reported),
             parked=[
-                (place, self._left(wait) or 0.0)
+                (place, self.left(wait) or 0.0)
                 for (start, wait) in vm.starts._parked.items()
                 if (place := self._placed(vm, start)) is not None
             ],
@@ -364,14 +334,14 @@ class _Writer:
         if self._only is None:
             return stdin.turns
         waiting = dict.fromkeys([*stdin.turns, *stdin.resting])
-        return [each for each in waiting if _endWaits(vm, each)]
+        return [each for each in waiting if each.endWaits]
 
     def _flow(self, flow: Flow) -> FlowForm:
         if self._only is not None:
             # A crash loses the bytes that have filled a session, so the channel is read again.
             blocked = flow.blocker is not None
             return FlowForm(readSince=self._now - flow._readSince, unread=blocked)
-        left = self._left(flow._wait)
+        left = self.left(flow._wait)
         due = "warn" if flow._due == flow._warn else "drop"
         return FlowForm(
             blocker=self._sessions.maybe(flow.blocker),
@@ -382,11 +352,6 @@ class _Writer:
             due=None if left is None else due,  # type: ignore[arg-type]
             dueIn=left or 0.0,
         )
-
-
-def _endWaits(vm: VM, queue: StdinQueue) -> bool:
-    """Return whether the end of a process's stdin has come, and was not sent to its agent."""
-    return queue.ended and (bool(queue) or queue in vm.stdin.resting)
 
 
 def _outlet(outlet: Outlet) -> OutletForm:

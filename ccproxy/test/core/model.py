@@ -16,7 +16,7 @@ import attrs
 import msgspec
 
 from ccproxy.core.requests import connect
-from ccproxy.core.resuming import RECONNECT_TIME
+from ccproxy.core.session import RECONNECT_TIME
 from ccproxy.core.states import VMState
 from ccproxy.wire.codes import Command, Dialect, FrameType, Stream
 from ccproxy.wire.frames import Frame, FrameDecoder, encodeFrame, encodeProcessExited, encodeStream
