@@ -4,8 +4,9 @@ The agent of a VM, as its control channel shows it: what it is, and the commands
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
+import attrs
 from twisted.logger import Logger
 
 from ..errors import AgentError, InternalError, RequestError, VMGone
@@ -24,6 +25,7 @@ from .context import Wait, cancel
 from .control import ControlQueue
 from .outlet import Outlet
 from .processes import Processes
+from .records import Reader, Writer, derived, formOf, part, read, saved, transient
 from .starts import Starts, StartsVM
 
 
@@ -45,31 +47,40 @@ class AgentVM(StartsVM, Protocol):
         """An internal error has made it unknown what was written to a channel."""
 
 
+@attrs.define(eq=False)
 class Agent:
     """
     The agent of one VM.
 
+    @ivar configured: its dialect, if that is configured.
     @ivar connection: the control channel, while there is one.
     @ivar dialect: what is known of the agent.
     @ivar commands: the commands that wait for it or for its answer.
     """
 
-    __slots__ = (
-        "_configured", "_out", "_vm", "_wait", "_waitUntil", "commands", "connection", "dialect",
-    )  # fmt: skip
+    _vm: AgentVM = transient()
+    _configured: Dialect | None = transient()
+    connection: IConnection | None = transient(None, init=False)
+    dialect: Dialect = saved(Dialect.UNKNOWN, init=False)
+    commands: ControlQueue = part()
+    _out: Outlet | None = transient(None, init=False)
+    _wait: Wait | None = transient(None, init=False)
+    _waitUntil: float = transient(0.0, init=False)
 
-    def __init__(self, vm: AgentVM, configured: Dialect | None) -> None:
-        """
-        @param configured: its dialect, if that is configured.
-        """
-        self._vm = vm
-        self._configured = configured
-        self._out: Outlet | None = None
-        self._wait: Wait | None = None
-        self._waitUntil = 0.0
-        self.connection: IConnection | None = None
-        self.dialect = configured or Dialect.UNKNOWN
-        self.commands = ControlQueue(vm.context, vm.containerId)
+    def __attrs_post_init__(self) -> None:
+        self.dialect = self._configured or Dialect.UNKNOWN
+        self.commands = ControlQueue(self._vm.context, self._vm.containerId)
+
+    def _written(self, writer: Writer) -> Any:
+        return formOf(Outlet)() if self._out is None else self._out.whole()
+
+    def _read(self, out: Any, reader: Reader) -> None:
+        if self._out is not None:
+            read(self._out, out, reader)
+
+    DERIVED: ClassVar = (
+        derived("controlOut", formOf(Outlet), formOf(Outlet), _written, _read),
+    )
 
     def connect(self, connection: IConnection) -> None:
         """Use a connection to the agent's control channel."""
@@ -146,7 +157,7 @@ class Agent:
         if isinstance(command, StartCommand):
             self._vm.starts.begin(command, self.dialect)
         elif isinstance(command, SignalCommand):
-            session = self._vm.processes.byNumber.get(command.stdio)
+            session = self._vm.processes.byNumber.get(command.stdio or -1)
             if session is None:
                 raise RequestError("process has exited")
             session.checkAlive()

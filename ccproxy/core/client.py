@@ -8,8 +8,9 @@ its L{Slot}. docs/protocol, "Order", says what may overtake what.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, Optional
 
+import attrs
 from twisted.logger import LogLevel
 from zope.interface import implementer
 
@@ -20,8 +21,19 @@ from ..wire.frames import HEADER, HEADER_WORDS, VERSION, Frame, readFrame
 from ..wire.payloads import LogEntry, decode
 from ..wire.translation import runLength
 from .commands import GiveUp, Slot, StartCommand
-from .context import Wait, cancel, turn
+from .context import Context, Wait, cancel, turn
 from .outlet import Outlet
+from .records import (
+    Count,
+    custom,
+    derived,
+    nested,
+    reference,
+    references,
+    saved,
+    timer,
+    transient,
+)
 from .registry import Registry
 from .session import Session
 from .states import CLIENT_TABLE, ClientInput, ClientState, advance
@@ -38,11 +50,15 @@ MAX_REASON = 256
 
 
 @implementer(IStreamSink)
+@attrs.define(eq=False)
 class Client:
     """
     A connection of a runtime or a shim.
 
     @ivar context: what it shares with all others.
+    @ivar perform: carries out the command of a slot.
+    @ivar excess: whether there are too many clients: its first command is refused, and it is closed
+        soon if it sends none.
     @ivar name: what logs call it: a number, and its peer's pid and uid.
     @ivar state: where it is in its life.
     @ivar handled: how many bytes at the beginning of its input have been used and are still there.
@@ -56,62 +72,43 @@ class Client:
     @ivar outlet: what is on its way to it.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_connection",
-        "_excess",
-        "_ignored",
-        "_paused",
-        "_perform",
-        "_wait",
-        "context",
-        "handled",
-        "name",
-        "outlet",
-        "parked",
-        "registering",
-        "registry",
-        "session",
-        "slots",
-        "state",
-        "url",
-        "vm",
-        "wasShim",
+    registry: Registry = transient()
+    _connection: IConnection = transient()
+    name: str = saved()
+    _perform: Perform = transient()
+    _excess: bool = saved(False)
+    state: ClientState = saved(ClientState.OPEN, init=False)
+    url: str = saved("", init=False)
+    context: Context = transient(init=False)
+    handled: int = saved(0, type=Count, init=False)
+    vm: VM | None = reference("vms", None, init=False)
+    session: Session | None = reference("sessions", None, init=False)
+    wasShim: bool = saved(False, init=False)
+    registering: VM | None = reference("vms", None, init=False)
+    slots: list[Slot] = references("slots")
+    parked: dict[StartCommand, GiveUp] = transient(attrs.Factory(dict), init=False)
+    outlet: Outlet = nested()
+    _paused: bool = saved(False, init=False)
+    _ignored: set[str] = custom(
+        "ignored",
+        list[str],
+        list,
+        lambda ignored, _: sorted(ignored),
+        lambda ignored, written, _: ignored.update(written),
+    )
+    _wait: Wait | None = timer("close", key="closeIn")
+
+    DERIVED: ClassVar = (
+        derived(
+            "connection", Optional[Count], None, lambda each, writer: writer.key(each._connection)
+        ),
     )
 
-    def __init__(
-        self,
-        registry: Registry,
-        connection: IConnection,
-        name: str,
-        perform: Perform,
-        excess: bool = False,
-    ) -> None:
-        """
-        @param perform: carries out the command of a slot.
-        @param excess: there are too many clients: its first command is refused, and it is closed
-            soon if it sends none.
-        """
-        self.registry = registry
-        self.context = registry.context
-        self.name = name
-        self.state = ClientState.OPEN
-        self.url = ""
-        self.handled = 0
-        self.vm: VM | None = None
-        self.session: Session | None = None
-        self.wasShim = False
-        self.registering: VM | None = None
-        self.slots: list[Slot] = []
-        self.parked: dict[StartCommand, GiveUp] = {}
-        self.outlet = Outlet(connection, self.context.budget)
-        self._connection = connection
-        self._perform = perform
-        self._excess = excess
-        self._paused = False
-        self._ignored: set[str] = set()
-        self._wait: Wait | None = None
-        if excess:
+    def __attrs_post_init__(self) -> None:
+        self.context = self.registry.context
+        self.outlet = Outlet(self._connection, self.context.budget)
+        self._ignored = set()
+        if self._excess:
             self._wait = self.context.later(self.context.limits.stopTimeout, self.close)
 
     @property

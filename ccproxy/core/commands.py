@@ -5,10 +5,11 @@ Commands for an agent, as values: what is sent, and who waits for the answer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Optional, Protocol
 
 import attrs
 import msgspec
+from msgspec import Meta, Struct, structs
 
 from ..errors import RequestError
 from ..wire.codes import HYPERSTART1_API, ControlCode, Dialect, FrameType, hyperCode
@@ -16,6 +17,7 @@ from ..wire.frames import encodeFrame
 from ..wire.payloads import SIGWINCH, ErrorResponse, Signal, encode
 from ..wire.relocation import StartData
 from .context import Context
+from .records import Ago, Place, Reader, converted, derived, moment, reference, saved
 
 #: Fails a start that was not sent.
 GiveUp = Callable[["StartCommand", RequestError], None]
@@ -50,10 +52,10 @@ class Slot:
     @ivar began: when the command came, in seconds of the clock.
     """
 
-    client: Requester
-    opcode: int
-    reply: bytes | None = None
-    began: float = attrs.field(init=False)
+    client: Requester = reference("clients")
+    opcode: int = saved(type=Annotated[int, Meta(ge=0, le=255)])
+    reply: bytes | None = saved(None, init=False)
+    began: float = moment(0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.began = self.client.context.clock.seconds()
@@ -93,6 +95,7 @@ class ControlCommand:
     """
     A command for an agent.
 
+    @cvar TAG: the kind of command that its form tells.
     @cvar urgent: it goes before the waiting commands of other clients.
     @cvar needsDialect: what is sent depends on the hyperstart's version.
     @cvar countsForDialect: that its answer came without a NEXT tells a cc agent.
@@ -104,16 +107,17 @@ class ControlCommand:
     @ivar expired: whether its deadline has passed while it was in flight.
     """
 
+    TAG: ClassVar[str]
     urgent: ClassVar[bool] = False
     needsDialect: ClassVar[bool] = False
     countsForDialect: ClassVar[bool] = True
 
-    name: str
-    slot: Slot | None
-    arrived: float = attrs.field(default=0.0, init=False)
-    sent: float = attrs.field(default=0.0, init=False)
-    sentAt: float = attrs.field(default=0.0, init=False)
-    expired: bool = attrs.field(default=False, init=False)
+    name: str = saved()
+    slot: Slot | None = reference("slots")
+    arrived: float = moment(0.0, init=False)
+    sent: float = moment(0.0, init=False)
+    sentAt: float = saved(0.0, type=Ago, init=False)
+    expired: bool = saved(False, init=False)
 
     @property
     def client(self) -> Requester | None:
@@ -130,16 +134,52 @@ class ControlCommand:
         raise NotImplementedError
 
 
+def _readSession(command: Any, place: Place | None, reader: Reader) -> None:
+    session = reader.thing("sessions", place)
+    if session is not None:
+        command.stdio = session.stdio
+        if isinstance(command, SignalCommand):
+            command.startedBy, command.container = session.kind, session.container
+            command.process = session.process
+
+
+#: Earlier versions have written the place of the session instead of its number.
+_SESSION = derived("session", Optional[Place], None, lambda *_: None, _readSession)
+
+
 @attrs.define(eq=False)
 class HyperCommand(ControlCommand):
     """A Hyper payload that is forwarded as it came."""
 
-    slot: Slot
-    body: bytes
+    TAG: ClassVar[str] = "hyper"
+
+    slot: Slot = reference("slots")
+    body: bytes = saved()
 
     def encode(self, dialect: Dialect) -> tuple[ControlCode, bytes]:
         # What the agent lacks may have come to light since the command came.
         return hyperCode(self.name, dialect), self.body
+
+
+class StartForm(Struct):
+    """What is written of a L{StartData}."""
+
+    container: str
+    process: Optional[str]
+    terminal: bool
+    head: str
+    members: str
+    tail: str
+    strangeKey: Optional[str]
+
+    @classmethod
+    def of(cls, data: StartData) -> StartForm:
+        """Return the form of some data."""
+        return cls(**data.parts())
+
+    def data(self) -> StartData:
+        """Return the data of a form."""
+        return StartData(**structs.asdict(self))
 
 
 @attrs.define(eq=False)
@@ -152,12 +192,15 @@ class StartCommand(ControlCommand):
     @ivar acknowledged: whether the agent has acknowledged it.
     """
 
+    TAG: ClassVar[str] = "start"
     needsDialect: ClassVar[bool] = True
 
-    slot: Slot
-    data: StartData
-    stdio: int | None = None
-    acknowledged: bool = attrs.field(default=False, init=False)
+    slot: Slot = reference("slots")
+    data: StartData = converted("start", StartForm, StartForm.of, StartForm.data)
+    stdio: int | None = saved(None)
+    acknowledged: bool = saved(False, init=False)
+
+    DERIVED: ClassVar = (_SESSION,)
 
     @property
     def kind(self) -> ControlCode:
@@ -185,19 +228,22 @@ class SignalCommand(ControlCommand):
     A shim's Signal: docs/protocol, "Signals".
 
     @ivar stdio: the number of the session.
-    @ivar kind: the command that has started the process.
+    @ivar startedBy: the command that has started the process.
     @ivar container: the container's id.
     @ivar process: the process's id, where it has one.
     """
 
+    TAG: ClassVar[str] = "signal"
     urgent: ClassVar[bool] = True
 
-    slot: Slot
-    signal: Signal
-    stdio: int
-    kind: ControlCode
-    container: str
-    process: str | None
+    slot: Slot = reference("slots")
+    signal: Signal = saved()
+    stdio: int | None = saved(None)
+    startedBy: ControlCode = saved(ControlCode.NEWCONTAINER)
+    container: str = saved("")
+    process: str | None = saved(None)
+
+    DERIVED: ClassVar = (_SESSION,)
 
     def code(self, dialect: Dialect) -> ControlCode:
         """
@@ -209,7 +255,7 @@ class SignalCommand(ControlCommand):
             raise RequestError("process has no id")
         if self.signal.signalNumber == SIGWINCH:
             return ControlCode.WINSIZE
-        if self.kind is ControlCode.NEWCONTAINER:
+        if self.startedBy is ControlCode.NEWCONTAINER:
             return ControlCode.KILLCONTAINER
         if dialect is Dialect.HYPERSTART1:
             return ControlCode.SIGNALPROCESS
@@ -241,10 +287,11 @@ def signalName(signal: Signal) -> str:
 class PingCommand(ControlCommand):
     """Asked of a VM that has not said READY: it may have said it long ago (promise P20)."""
 
+    TAG: ClassVar[str] = "ping"
     countsForDialect: ClassVar[bool] = False
 
-    name: str = "ping"
-    slot: None = None
+    name: str = saved("ping")
+    slot: None = reference("slots", None)
 
     def encode(self, dialect: Dialect) -> tuple[ControlCode, bytes]:
         return ControlCode.PING, b""
@@ -254,11 +301,20 @@ class PingCommand(ControlCommand):
 class VersionCommand(ControlCommand):
     """Asked of a hyperstart before its first start, to tell 0.x from 1.x."""
 
-    name: str = "version"
-    slot: None = None
+    TAG: ClassVar[str] = "version"
+
+    name: str = saved("version")
+    slot: None = reference("slots", None)
 
     def encode(self, dialect: Dialect) -> tuple[ControlCode, bytes]:
         return ControlCode.VERSION, b""
+
+
+#: The kinds of commands, by the tags of their forms.
+_KINDS: tuple[type[ControlCommand], ...] = (
+    HyperCommand, StartCommand, SignalCommand, PingCommand, VersionCommand,
+)  # fmt: skip
+COMMANDS = {each.TAG: each for each in _KINDS}
 
 
 def dialectOfVersion(body: bytes) -> Dialect | None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .records import Place
+from .commands import StartCommand
+from .records import Place, formOf
 from .snapshot import BadSnapshot, OutletForm, SessionForm, Snapshot, VMForm
 from .states import ClientState, SessionState, VMState
 
+_START = formOf(StartCommand)
 #: Those of a VM that clients know.
 _KNOWN = (VMState.CONNECTING, VMState.WAITING, VMState.REGISTERED, VMState.LOST)
 
@@ -26,6 +28,9 @@ def check(snapshots: Sequence[Snapshot]) -> None:
     """
     for snapshot in snapshots:
         _checkSnapshot(snapshot)
+    for snapshot in snapshots:
+        of = [place for vm in snapshot.vms for place in _commandsOf(vm)]
+        _unlike("command of VMs", of)
     _unlike("VM number", (vm.serial for snapshot in snapshots for vm in snapshot.vms))
 
 
@@ -47,6 +52,8 @@ def _checkSnapshot(snapshot: Snapshot) -> None:
         if session.shim is not None and clients[session.shim].session != place:
             raise BadSnapshot(f"the shim of session {session.stdio} is that of another")
         _checkOffset(session.offset, session.pieces)
+        if session.start is not None:
+            _checkStart(snapshot, session.start)
     for place, vm in enumerate(vms):
         _checkVM(snapshot, place, vm)
     # A connection that was just closed has the key 0.
@@ -67,16 +74,30 @@ def _checkVM(snapshot: Snapshot, place: Place, vm: VMForm) -> None:
         if session.vm != place or session.state is SessionState.ENDED:
             raise BadSnapshot(f"session {session.stdio} is not one of {name}, or has ended")
     _unlike(f"number in {name}", _numbers(mine))
-    commands = [*vm.waiting, *(start for start, _ in vm.parked)]
+    commands = _commandsOf(vm)
     if vm.inFlight is not None:
-        commands.append(vm.inFlight)
         flying = snapshot.commands[vm.inFlight]
-        started = flying.session if flying.kind == "start" else None
-        if started is not None and snapshot.sessions[started].state is SessionState.CREATED:
-            raise BadSnapshot(f"a start in {name} is under way whose session has not been started")
-    _unlike(f"command for {name}", commands)
-    if any(snapshot.commands[each].vm != place for each in commands):
-        raise BadSnapshot(f"a command for {name} is for another VM")
+        if isinstance(flying, _START):
+            # Earlier versions have written the place of the session.
+            old = [] if flying.session is None else [snapshot.sessions[flying.session]]
+            started = old or [each for each in mine if each.stdio == flying.stdio]
+            if any(each.state is SessionState.CREATED for each in started):
+                raise BadSnapshot(f"a start in {name} is under way whose session was not started")
+    for start, _ in vm.parked:
+        _checkStart(snapshot, start)
+    for each in commands:
+        snapshot.commands[each]
+
+
+def _commandsOf(vm: VMForm) -> list[Place]:
+    inFlight = [] if vm.inFlight is None else [vm.inFlight]
+    return [*inFlight, *vm.waiting, *(start for start, _ in vm.parked)]
+
+
+def _checkStart(snapshot: Snapshot, place: Place) -> None:
+    command = snapshot.commands[place]
+    if not isinstance(command, _START):
+        raise BadSnapshot(f"{command.name} is no start")
 
 
 def _numbers(sessions: Iterable[SessionForm]) -> Iterable[int]:

@@ -15,32 +15,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+import attrs
+
 from ..errors import DeadlineExceeded, LimitReached
 from ..wire.codes import Dialect
 from .commands import ControlCommand, Requester, VersionCommand
 from .context import Context
+from .records import reference, references, saved, transient
 
 
+@attrs.define(eq=False)
 class ControlQueue:
     """
     The commands of one VM.
 
+    @ivar owner: the VM's id, for errors.
     @ivar waiting: those that were not sent, in the order in which they will be.
     @ivar inFlight: the one that the agent has not answered.
     """
 
-    __slots__ = ("_asked", "_context", "_owner", "_reported", "inFlight", "waiting")
-
-    def __init__(self, context: Context, owner: str) -> None:
-        """
-        @param owner: the VM's id, for errors.
-        """
-        self._context = context
-        self._owner = owner
-        self._asked = False
-        self._reported: ControlCommand | None = None
-        self.waiting: list[ControlCommand] = []
-        self.inFlight: ControlCommand | None = None
+    _context: Context = transient()
+    _owner: str = transient()
+    waiting: list[ControlCommand] = references("commands")
+    inFlight: ControlCommand | None = reference("commands", None, init=False)
+    _asked: bool = saved(False, init=False)
+    _reported: ControlCommand | None = reference("commands", None, init=False)
 
     def add(self, command: ControlCommand) -> None:
         """
@@ -110,13 +109,13 @@ class ControlQueue:
 
     def answered(self) -> ControlCommand | None:
         """Return the command that an answer of the agent answers, and let the next one go."""
-        command, self.inFlight = self.inFlight, None
+        command, self.inFlight, self._reported = self.inFlight, None, None
         return command
 
     @property
     def unanswered(self) -> list[ControlCommand]:
         """Commands whose client is still to be answered."""
-        return [command for command in self._all() if not command.expired]
+        return [command for command in self.all() if not command.expired]
 
     def drop(self, keep: bool = False) -> list[ControlCommand]:
         """
@@ -129,18 +128,19 @@ class ControlQueue:
         self.waiting.clear()
         if not keep and self.inFlight is not None:
             dropped.insert(0, self.inFlight)
-            self.inFlight = None
+            self.inFlight = self._reported = None
         return dropped
 
     # -- time
 
-    def _all(self) -> list[ControlCommand]:
+    def all(self) -> list[ControlCommand]:
+        """Return the command in flight and those that wait."""
         return [*([self.inFlight] if self.inFlight else ()), *self.waiting]
 
     @property
     def due(self) -> float | None:
         """When the first of all deadlines and reports is due, in seconds of the clock."""
-        return min((when for command in self._all() for when in self._times(command)), default=None)
+        return min((when for command in self.all() for when in self._times(command)), default=None)
 
     def _times(self, command: ControlCommand) -> list[float]:
         """When something is due for C{command}."""
@@ -168,7 +168,7 @@ class ControlQueue:
         the others are taken back.
         """
         timeout, stuck = self._context.limits.commandTimeout, self.inFlight
-        for command in self._all():
+        for command in self.all():
             if not timeout or command.expired or now < command.arrived + timeout:
                 continue
             if command is stuck:

@@ -20,15 +20,16 @@ further.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Optional, Protocol
 
+import attrs
 from twisted.logger import Logger
 
 from ..interfaces import IConnection
 from .context import Context, Wait, cancel
 from .output import Shim
 from .processes import Processes
+from .records import Ago, Left, Place, Reader, Writer, derived, moment, reference, saved, transient
 from .session import Session
 
 
@@ -46,6 +47,7 @@ class FlowVM(Protocol):
     def processes(self) -> Processes: ...
 
 
+@attrs.define(eq=False)
 class Flow:
     """
     Whether one VM's I/O channel is read, and for whose sake it is not.
@@ -55,17 +57,50 @@ class Flow:
     @ivar blocked: for how many seconds it has waited so far; a pause that still lasts is not in it.
     """
 
-    __slots__ = ("_due", "_readSince", "_shim", "_vm", "_wait", "blocked", "blocker", "since")
+    _vm: FlowVM = transient()
+    blocker: Session | None = transient(None, init=False)
+    since: float = moment(0.0, init=False)
+    blocked: float = saved(0.0, type=Ago, crash=False, init=False)
+    _shim: Shim | None = reference("clients", None, crash=False, init=False)
+    _readSince: float = moment(0.0, init=False)
+    _wait: Wait | None = transient(None, init=False)
+    _due: str = transient("", init=False)
 
-    def __init__(self, vm: FlowVM) -> None:
-        self._vm = vm
-        self._wait: Wait | None = None
-        self._due: Callable[[Session], object] = self._drop
-        self._shim: Shim | None = None
-        self.blocker: Session | None = None
-        self.since = 0.0
-        self.blocked = 0.0
-        self._readSince = 0.0
+    # A crash loses the bytes that have filled a session, so the channel is read again.
+
+    def _blockerPlace(self, writer: Writer) -> Place | None:
+        return None if writer.crash else writer.place("sessions", self.blocker)
+
+    def _dueName(self, writer: Writer) -> str | None:
+        waits = not writer.crash and self._wait is not None and self._wait.active()
+        return self._due if waits else None
+
+    def _dueIn(self, writer: Writer) -> float:
+        return (None if writer.crash else writer.left(self._wait)) or 0.0
+
+    def _unread(self, writer: Writer) -> bool:
+        return writer.crash and self.blocker is not None
+
+    def _readBlocker(self, place: Place | None, reader: Reader) -> None:
+        self.blocker = reader.thing("sessions", place)
+
+    def _readDue(self, due: str | None, reader: Reader) -> None:
+        self._due = due or ""
+
+    def _readDueIn(self, left: float, reader: Reader) -> None:
+        if self.blocker is not None and self._due:
+            self._after(reader.left(left), self._due, self.blocker)
+
+    def _readUnread(self, unread: bool, reader: Reader) -> None:
+        if unread:
+            self._readSince = reader.now
+
+    DERIVED: ClassVar = (
+        derived("blocker", Optional[Place], None, _blockerPlace, _readBlocker),
+        derived("due", Optional[Literal["warn", "drop"]], None, _dueName, _readDue),
+        derived("dueIn", Left, 0.0, _dueIn, _readDueIn),
+        derived("unread", bool, False, _unread, _readUnread),
+    )
 
     @property
     def readFor(self) -> float:
@@ -143,14 +178,15 @@ class Flow:
             return
         self._shim = session.shim
         if session.shim is None:
-            self._after(limits.absentTimeout, self._drop, session)
+            self._after(limits.absentTimeout, "drop", session)
         else:
             delay = min(limits.stalledWarning, limits.stalledDrop or limits.stalledWarning)
-            self._after(delay, self._warn, session)
+            self._after(delay, "warn", session)
 
-    def _after(self, delay: float, due: Callable[[Session], object], session: Session) -> None:
+    def _after(self, delay: float, due: str, session: Session) -> None:
         self._due = due
-        self._wait = self._vm.context.later(delay, due, session)
+        action = self._warn if due == "warn" else self._drop
+        self._wait = self._vm.context.later(delay, action, session)
 
     def _warn(self, session: Session) -> None:
         """The shim has not read for a while."""
@@ -165,7 +201,7 @@ class Flow:
         )
         if limits.stalledDrop:
             delay = max(0.0, limits.stalledDrop - limits.stalledWarning)
-            self._after(delay, self._drop, session)
+            self._after(delay, "drop", session)
 
     def _drop(self, session: Session) -> None:
         """Nobody takes the session's output: it goes on without it."""

@@ -8,10 +8,14 @@ and those that were not go back to the session when the connection is lost (prom
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
+
+import attrs
 
 from ..interfaces import IConnection
 from ..wire.translation import frameAround
 from .context import Budget
+from .records import Count, Reader, Writer, derived, formOf, saved, transient
 
 #: The most that is handed to a connection in one call, in bytes. AF_UNIX takes that whole or
 #: not at all, and each call ends behind a frame: so a daemon that dies has not sent a frame in
@@ -23,27 +27,41 @@ MOST_BUFFERS = 64
 SMALL_BLOCK = 512
 
 
+@attrs.define(eq=False)
 class Outlet:
     """
     A queue toward a connection, in blocks of one or more whole frames.
 
+    @ivar budget: where the bytes of sessions are counted.
     @ivar size: bytes that the connection has not taken yet.
     @ivar kept: how many bytes the session's blocks have that were not taken whole.
     """
 
-    __slots__ = ("_blocks", "_budget", "_connection", "_gone", "_offset", "kept", "size")
+    _connection: IConnection = transient()
+    _budget: Budget = transient()
+    _offset: int = saved(0, type=Count, crash=False, init=False)
+    _gone: bool = saved(False, crash=False, init=False)
+    _blocks: list[tuple[bytes, bool]] = transient(attrs.Factory(list), init=False)
+    size: int = transient(0, init=False)
+    kept: int = transient(0, init=False)
 
-    def __init__(self, connection: IConnection, budget: Budget) -> None:
-        """
-        @param budget: where the bytes of sessions are counted.
-        """
-        self._connection = connection
-        self._budget = budget
-        self._blocks: list[tuple[bytes, bool]] = []
-        self._offset = 0
-        self._gone = False
-        self.size = 0
-        self.kept = 0
+    def _written(self, writer: Writer) -> list[tuple[bytes, bool]]:
+        """Return the blocks; for a crash only responses of which nothing was sent."""
+        if not writer.crash:
+            return list(self._blocks)
+        return [block for block in self._blocks[bool(self._offset) :] if not block[1]]
+
+    def _read(self, blocks: list[tuple[bytes, bool]], reader: Reader) -> None:
+        self._blocks.extend(blocks)
+        self.size = sum(len(block) for block, _ in blocks) - self._offset
+        self.kept = sum(len(block) for block, kept in blocks if kept)
+        self._budget.used += self.kept
+
+    DERIVED: ClassVar = (derived("blocks", list[tuple[bytes, bool]], list, _written, _read),)
+
+    def whole(self) -> Any:
+        """Return its form with all that it has, for a crash too."""
+        return formOf(Outlet)(self._offset, self._gone, list(self._blocks))
 
     def push(self, block: bytes, kept: bool = False) -> None:
         """

@@ -6,12 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, ValuesView
 from contextlib import contextmanager
-from typing import Protocol
+from typing import ClassVar, Protocol
+
+import attrs
 
 from ..errors import LimitReached, RequestError
 from ..wire.codes import Dialect
 from ..wire.messages import LOST_STATUS, AsyncEvent
 from .commands import Slot
+from .records import Count, Place, Reader, Writer, derived, saved, transient
 from .session import FIRST_PROCESS, Session, SessionVM
 from .states import SessionState
 
@@ -46,6 +49,7 @@ class ProcessesVM(SessionVM, Protocol):
         """The agent has shown what it is."""
 
 
+@attrs.define(eq=False)
 class Processes:
     """
     The sessions of one VM.
@@ -55,19 +59,24 @@ class Processes:
     @ivar base: what is added to every sequence number; 0 for a VM whose READY came.
     """
 
-    __slots__ = (
-        "_named", "_nextStdio", "_nullFree", "_registry", "_vm", "base", "byNumber", "numbers",
-    )  # fmt: skip
+    _vm: ProcessesVM = transient()
+    _registry: Tokens = transient()
+    byNumber: dict[int, Session] = transient(attrs.Factory(dict), init=False)
+    numbers: dict[int, Session] = transient(attrs.Factory(dict), init=False)
+    _named: dict[tuple[str, str | None], Session] = transient(attrs.Factory(dict), init=False)
+    base: int = saved(0, type=Count, init=False)
+    _nextStdio: int = saved(FIRST_STDIO, type=Count, init=False)
+    _nullFree: bool = saved(True, init=False)
 
-    def __init__(self, vm: ProcessesVM, registry: Tokens) -> None:
-        self._vm = vm
-        self._registry = registry
-        self.byNumber: dict[int, Session] = {}
-        self.numbers: dict[int, Session] = {}
-        self._named: dict[tuple[str, str | None], Session] = {}
-        self.base = 0
-        self._nextStdio = FIRST_STDIO
-        self._nullFree = True
+    def _written(self, writer: Writer) -> list[Place | None]:
+        return [writer.place("sessions", each) for each in self.sessions]
+
+    def _read(self, sessions: list[Place], reader: Reader) -> None:
+        for place in sessions:
+            session = reader.thing("sessions", place)
+            self.byNumber[session.stdio] = session
+
+    DERIVED: ClassVar = (derived("sessions", list[Place], list, _written, _read),)
 
     @property
     def sessions(self) -> ValuesView[Session]:

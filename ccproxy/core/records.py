@@ -45,6 +45,9 @@ class Writer(Protocol):
     def place(self, table: str, thing: Any) -> Place | None:
         """Return the place of a thing in a table, or L{None} for L{None}."""
 
+    def key(self, connection: Any) -> Count | None:
+        """Return what names a connection outside of the core, or L{None} for L{None}."""
+
     def ago(self, moment: float) -> float:
         """Return for how many seconds a moment is past."""
 
@@ -54,6 +57,10 @@ class Writer(Protocol):
 
 class Reader(Protocol):
     """What reads objects."""
+
+    @property
+    def now(self) -> float:
+        """The time, in seconds of the clock."""
 
     def thing(self, table: str, place: Place | None) -> Any:
         """
@@ -76,7 +83,7 @@ class Reader(Protocol):
         """Call an action in so many seconds."""
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class Kind:
     """
     How an attribute persists; this is one that is written as it is.
@@ -98,9 +105,13 @@ class Kind:
         """Return what is written of a value."""
         return value
 
+    def value(self, written: Any, reader: Reader) -> Any:
+        """Return the value that was written."""
+        return written
+
     def read(self, owner: Any, name: str, written: Any, reader: Reader) -> None:
         """Give the owner what was written of its attribute."""
-        setattr(owner, name, written)
+        setattr(owner, name, self.value(written, reader))
 
 
 class _Changed(Kind):
@@ -110,18 +121,18 @@ class _Changed(Kind):
         return True
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class _Moment(_Changed):
     type: Any = Ago
 
     def write(self, value: Any, writer: Writer) -> Any:
         return writer.ago(value)
 
-    def read(self, owner: Any, name: str, written: Any, reader: Reader) -> None:
-        setattr(owner, name, reader.moment(written))
+    def value(self, written: Any, reader: Reader) -> Any:
+        return reader.moment(written)
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class _Reference(_Changed):
     type: Any = Optional[Place]
     table: str = ""
@@ -129,11 +140,43 @@ class _Reference(_Changed):
     def write(self, value: Any, writer: Writer) -> Any:
         return writer.place(self.table, value)
 
+    def value(self, written: Any, reader: Reader) -> Any:
+        return reader.thing(self.table, written)
+
+
+@attrs.frozen(kw_only=True)
+class _Converted(_Changed):
+    toForm: Callable[[Any], Any]
+    toValue: Callable[[Any], Any]
+
+    def write(self, value: Any, writer: Writer) -> Any:
+        return self.toForm(value)
+
+    def value(self, written: Any, reader: Reader) -> Any:
+        return self.toValue(written)
+
+
+@attrs.frozen(kw_only=True)
+class _References(_Changed):
+    type: Any = list[Place]
+    table: str = ""
+
+    def write(self, value: Any, writer: Writer) -> Any:
+        return [writer.place(self.table, each) for each in value]
+
     def read(self, owner: Any, name: str, written: Any, reader: Reader) -> None:
-        setattr(owner, name, reader.thing(self.table, written))
+        getattr(owner, name).extend(reader.thing(self.table, place) for place in written)
 
 
-@attrs.frozen
+class _Nested(_Changed):
+    def write(self, value: Any, writer: Writer) -> Any:
+        return write(value, writer)
+
+    def read(self, owner: Any, name: str, written: Any, reader: Reader) -> None:
+        read(getattr(owner, name), written, reader)
+
+
+@attrs.frozen(kw_only=True)
 class _Timer(_Changed):
     type: Any = Optional[Left]
     action: str = ""
@@ -148,11 +191,11 @@ class _Timer(_Changed):
             setattr(owner, name, reader.later(left, getattr(owner, self.action)))
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class _Custom(_Changed):
-    default: Any = None
-    toWrite: Callable[[Any, Writer], Any] = attrs.field(kw_only=True)
-    toRead: Callable[[Any, Any, Reader], object] = attrs.field(kw_only=True)
+    default: Any
+    toWrite: Callable[[Any, Writer], Any]
+    toRead: Callable[[Any, Any, Reader], object]
 
     def write(self, value: Any, writer: Writer) -> Any:
         return self.toWrite(value, writer)
@@ -190,24 +233,51 @@ def saved(
     @param crash: whether it is written for a crash, too.
     """
     made = attrs.Factory(factory) if factory is not None else default
-    return _field(Kind(key, type, crash), default=made, init=init)
+    return _field(Kind(key=key, type=type, crash=crash), default=made, init=init)
 
 
-def moment(default: Any = attrs.NOTHING, *, key: str = "") -> Any:
+def converted(
+    key: str, type: Any, toForm: Callable[[Any], Any], toValue: Callable[[Any], Any]
+) -> Any:
+    """
+    Declare an attribute whose value is written in another form.
+
+    @param type: the type of that form.
+    """
+    return _field(_Converted(key=key, type=type, toForm=toForm, toValue=toValue))
+
+
+def moment(default: Any = attrs.NOTHING, *, key: str = "", init: bool = True) -> Any:
     """Declare a moment of the clock, which is written as an age in seconds."""
-    return _field(_Moment(key), default=default)
+    return _field(_Moment(key=key), default=default, init=init)
 
 
 def reference(
-    table: str, default: Any = attrs.NOTHING, *, key: str = "", init: bool = True
+    table: str,
+    default: Any = attrs.NOTHING,
+    *,
+    key: str = "",
+    crash: bool = True,
+    init: bool = True,
 ) -> Any:
     """
     Declare a reference to another object, which is written as its place in a table.
 
     @param table: the table.
+    @param crash: whether it is written for a crash, too.
     """
     of: Any = Place if default is attrs.NOTHING else Optional[Place]
-    return _field(_Reference(key, of, table=table), default=default, init=init)
+    kind = _Reference(key=key, type=of, crash=crash, table=table)
+    return _field(kind, default=default, init=init)
+
+
+def references(table: str, *, key: str = "") -> Any:
+    """
+    Declare a list of other objects, which are written as their places in a table.
+
+    @param table: the table.
+    """
+    return _field(_References(key=key, table=table), default=attrs.Factory(list), init=False)
 
 
 def timer(action: str, *, key: str, grace: float = 0.0) -> Any:
@@ -217,7 +287,7 @@ def timer(action: str, *, key: str, grace: float = 0.0) -> Any:
     @param action: the name of the owner's method that is called.
     @param grace: seconds that it has at least after a crash.
     """
-    return _field(_Timer(key, action=action, grace=grace), default=None, init=False)
+    return _field(_Timer(key=key, action=action, grace=grace), default=None, init=False)
 
 
 def custom(
@@ -251,12 +321,17 @@ def derived(
     @param toWrite: returns what is written, of the object and the writer.
     @param toRead: takes the object, what was written, and the reader.
     """
-    return _Custom(key, type, default=default, toWrite=toWrite, toRead=toRead)
+    return _Custom(key=key, type=type, default=default, toWrite=toWrite, toRead=toRead)
 
 
 def part() -> Any:
     """Declare an object whose attributes are written as if they were the owner's."""
     return _field(_Part(), init=False)
+
+
+def nested() -> Any:
+    """Declare an object that has a form of its own in that of the owner."""
+    return _field(_Nested(), init=False)
 
 
 def transient(default: Any = attrs.NOTHING, **options: Any) -> Any:
@@ -313,6 +388,8 @@ def _recorded(cls: type, path: str) -> Iterator[_Recorded]:
             key = kind.key or each.name.lstrip("_")
             of = hints[each.name] if kind.type is None else kind.type
             default = kind.default if isinstance(kind, _Custom) else each.default
+            if isinstance(kind, _Nested):
+                default = of = formOf(of)
             yield _Recorded(path, each.name, key, kind, of, default)
     for kind in getattr(cls, "DERIVED", ()):
         yield _Recorded(path, "", kind.key, kind, kind.type, kind.default)
@@ -327,8 +404,9 @@ def _plan(cls: Any) -> _Plan:
     fields: list[Any] = [
         (each.key, each.type, *_structDefault(each.default)) for each in [*attributes, *others]
     ]
+    tag: Any = {"tag": cls.TAG, "tag_field": "kind"} if hasattr(cls, "TAG") else {}
     return _Plan(
-        msgspec.defstruct(f"{cls.__name__}Form", fields, module=__name__),
+        msgspec.defstruct(f"{cls.__name__}Form", fields, module=__name__, **tag),
         attrgetter(*(each.path + each.name for each in attributes)),
         [(at, each) for at, each in enumerate(attributes) if each.kind.changes()],
         [(_ownerOf(each), each.kind) for each in others],
@@ -348,7 +426,11 @@ def _structDefault(default: Any) -> tuple[Any, ...]:
 
 
 def formOf(cls: Any) -> Any:
-    """Return the form of a recorded class: a L{msgspec.Struct}."""
+    """
+    Return the form of a recorded class: a L{msgspec.Struct}.
+
+    Forms of classes that stand beside each other in a list tell their C{TAG} as C{kind}.
+    """
     return _plan(cls).form
 
 
@@ -364,6 +446,19 @@ def write(thing: Any, writer: Writer) -> Any:
             values[at] = each.default
     values.extend([kind.write(ownerOf(thing), writer) for ownerOf, kind in plan.owners])
     return plan.form(*values)
+
+
+def make(cls: Any, form: Any, reader: Reader) -> Any:
+    """
+    Make an object of a class of which all that its maker takes is written. L{read} must follow,
+    once there is all that it refers to.
+    """
+    given = {
+        each.name.lstrip("_"): each.kind.value(getattr(form, each.key), reader)
+        for _, each in _plan(cls).all
+        if each.name and getattr(attrs.fields(cls), each.name).init
+    }
+    return cls(**given)
 
 
 def read(thing: Any, form: Any, reader: Reader) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
+import attrs
 from twisted.logger import Logger
 
 from ..errors import DeadlineExceeded, InternalError, RegistryError, RequestError
@@ -17,6 +18,7 @@ from .agent import Agent
 from .commands import PingCommand, Requester, Slot
 from .context import Context
 from .processes import Processes
+from .records import reference, saved, transient
 from .states import VMState
 
 
@@ -27,6 +29,8 @@ class Registrant(Requester, Protocol):
 
     @property
     def registering(self) -> object | None: ...
+    @property
+    def session(self) -> object | None: ...
 
     def registrationOver(self) -> None:
         """Register a VM no longer: what was held back is carried out."""
@@ -67,6 +71,7 @@ class RegistrationVM(Protocol):
         """Nothing of the VM remains."""
 
 
+@attrs.define(eq=False)
 class Registration:
     """
     The registration of one VM.
@@ -74,12 +79,9 @@ class Registration:
     @ivar slot: the place of the response to RegisterVM, until it is given.
     """
 
-    __slots__ = ("_readyMayCome", "_vm", "slot")
-
-    def __init__(self, vm: RegistrationVM, slot: Slot | None) -> None:
-        self._vm = vm
-        self._readyMayCome = True
-        self.slot = slot
+    _vm: RegistrationVM = transient()
+    slot: Slot | None = reference("slots", None)
+    _readyMayCome: bool = saved(True, init=False)
 
     @property
     def client(self) -> Registrant | None:

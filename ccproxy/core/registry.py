@@ -206,7 +206,8 @@ class Registry:
         self._makeRoom()
         self._serial += 1
         client = cast(Registrant, slot.client)
-        vm = VM(self, request, self._serial, slot, client.url)
+        vm = VM(self, request, self._serial, client.url)
+        vm.registration.slot = slot
         self.vms[vm.containerId] = vm
         return vm
 

@@ -81,7 +81,7 @@ def hyper(client: Client, slot: Slot, payload: bytes) -> None:
         raise VMGone(f"{vm.containerId}: VM is lost; unregister or replace it")
     if code not in _STARTS:
         body = bytes(request.data) if isinstance(request.data, Raw) else b""
-        vm.send(HyperCommand(request.hyperName, slot, body))
+        vm.send(HyperCommand(name=request.hyperName, slot=slot, body=body))
         return
     session = None
     if tokens:
@@ -94,7 +94,7 @@ def hyper(client: Client, slot: Slot, payload: bytes) -> None:
     data = StartData.parse(request.hyperName, request.data)
     if vm.dialect is Dialect.HYPERSTART0:
         data.checkHyperstart0()  # no shim need be waited for
-    vm.starts.add(StartCommand(request.hyperName, slot, data), session)
+    vm.starts.add(StartCommand(name=request.hyperName, slot=slot, data=data), session)
 
 
 def connectShim(client: Client, slot: Slot, payload: bytes) -> None:

@@ -12,25 +12,13 @@ from zope.interface import implementer
 
 from ..errors import RequestError
 from ..interfaces import IConnection, IStreamSink
-from ..wire.codes import ControlCode
 from ..wire.decoder import Buffer
-from ..wire.payloads import Signal
-from ..wire.relocation import StartData
 from . import records
 from .channels import ControlSink, IOSink
 from .client import Client
-from .commands import (
-    ControlCommand,
-    HyperCommand,
-    PingCommand,
-    SignalCommand,
-    Slot,
-    StartCommand,
-    VersionCommand,
-)
+from .commands import COMMANDS, Slot
 from .consistency import check
 from .context import Wait, run
-from .outlet import Outlet
 from .records import Place
 from .registry import KnownClient, Registry
 from .requests import perform
@@ -38,18 +26,12 @@ from .session import Session
 from .snapshot import (
     BadSnapshot,
     ClientForm,
-    CommandForm,
-    FlowForm,
     Key,
-    OutletForm,
     SessionForm,
-    SlotForm,
     Snapshot,
-    StartForm,
     VMForm,
 )
 from .states import ClientState, VMState
-from .tally import Traffic
 from .vm import VM
 
 
@@ -219,6 +201,7 @@ class _Reader:
         #: Seconds since the snapshot was written; 0 if the clock has started again since.
         self._age = max(0.0, now - written)
         self._then = now - self._age
+        self._things: dict[str, list[Any]] = {}
         self._sinks = resumed.sinks
         self._lost = resumed.lost
         self._losses = resumed.losses
@@ -231,25 +214,36 @@ class _Reader:
         registry.ignoredFrames = snapshot.ignoredFrames
         registry.draining = snapshot.draining
         # First all things, bare, each of those that its maker asks for; then what they remember.
-        self._clients = [self._client(form) for form in snapshot.clients]
-        self._vms = [VM(registry, form.request, form.serial, None) for form in snapshot.vms]
-        self._sessions = [
-            Session(self._vms[form.vm], form.stdio, self._then - form.created, form.token)
+        things = self._things
+        things["clients"] = [self._client(form) for form in snapshot.clients]
+        things["vms"] = [VM(registry, form.request, form.serial) for form in snapshot.vms]
+        things["sessions"] = [
+            Session(things["vms"][form.vm], form.stdio, self.moment(form.created), form.token)
             for form in snapshot.sessions
         ]
-        self._slots = [self._slot(form) for form in snapshot.slots]
-        self._commands = [self._command(form) for form in snapshot.commands]
-        for client, clientForm in zip(self._clients, snapshot.clients, strict=True):
-            self._fillClient(client, clientForm)
-        for vm, vmForm in zip(self._vms, snapshot.vms, strict=True):
-            self._fillVM(vm, vmForm)
-        for session, sessionForm in zip(self._sessions, snapshot.sessions, strict=True):
-            self._fillSession(session, sessionForm)
-        registry.vms.update((name, self._vms[place]) for name, place in snapshot.known.items())
-        registry.leaving.update(self._vms[place] for place in snapshot.leaving)
-        registry.tokens.update(
-            (token, self._sessions[place]) for token, place in snapshot.tokens.items()
-        )
+        things["slots"] = [records.make(Slot, form, self) for form in snapshot.slots]
+        things["commands"] = [
+            records.make(COMMANDS[form.__struct_config__.tag], form, self)
+            for form in snapshot.commands
+        ]
+        for name, fill in (
+            ("clients", self._fillClient),
+            ("vms", self._fillVM),
+            ("sessions", self._fillSession),
+            ("slots", self._fill),
+            ("commands", self._fill),
+        ):
+            for thing, form in zip(things[name], getattr(snapshot, name), strict=True):
+                fill(thing, form)
+        registry.vms.update(self._named("vms", snapshot.known))
+        registry.leaving.update(self.thing("vms", place) for place in snapshot.leaving)
+        registry.tokens.update(self._named("sessions", snapshot.tokens))
+
+    def _named(self, table: str, places: Mapping[str, Place]) -> dict[str, Any]:
+        return {name: self.thing(table, place) for name, place in places.items()}
+
+    def _fill(self, thing: Any, form: Any) -> None:
+        records.read(thing, form, self)
 
     def _connect(self, key: Key, sink: IStreamSink) -> None:
         if key in self._connections:
@@ -270,76 +264,8 @@ class _Reader:
             client.state = ClientState.CLOSED
         return client
 
-    def _fillClient(self, client: Client, form: ClientForm) -> None:
-        if form.vm is not None:
-            client.vm = self._vms[form.vm]
-        if form.session is not None:
-            client.session = self._sessions[form.session]
-        client.wasShim = form.wasShim
-        if form.registering is not None:
-            client.registering = self._vms[form.registering]
-        client.slots.extend(self._slots[place] for place in form.slots)
-        self._fillOutlet(client.outlet, form.outlet)
-        client._excess, client._paused = form.excess, form.paused
-        client._ignored.update(form.ignored)
-        client.url = form.url
-        if form.closeIn is not None:
-            client._wait = self._registry.context.later(self.left(form.closeIn), client.close)
-
-    def _slot(self, form: SlotForm) -> Slot:
-        slot = Slot(self._clients[form.client], form.opcode, form.reply)
-        slot.began = self._then - form.began
-        return slot
-
-    def _fillOutlet(self, outlet: Outlet, form: OutletForm) -> None:
-        outlet._blocks.extend(form.blocks)
-        outlet._offset = form.offset
-        outlet._gone = form.gone
-        outlet.size = sum(len(block) for block, _ in form.blocks) - form.offset
-        outlet.kept = sum(len(block) for block, kept in form.blocks if kept)
-        self._registry.context.budget.used += outlet.kept
-
-    def _command(self, form: CommandForm) -> ControlCommand:
-        slot = None if form.slot is None else self._slots[form.slot]
-        session = None if form.session is None else self._sessions[form.session]
-        stdio = None if session is None else session.stdio
-        command: ControlCommand
-        if form.kind == "ping":
-            command = PingCommand()
-        elif form.kind == "version":
-            command = VersionCommand()
-        elif slot is None:
-            raise BadSnapshot(f"a {form.kind} that nobody waits for")
-        elif form.kind == "hyper":
-            command = HyperCommand(form.name, slot, form.body)
-        elif form.kind == "start" and form.start is not None:
-            command = StartCommand(form.name, slot, _startData(form.start), stdio)
-        elif form.kind == "signal" and form.signal is not None:
-            command = self._signal(form.name, slot, form.signal, form.session)
-        else:
-            raise BadSnapshot(f"a {form.kind} that lacks something")
-        command.arrived, command.sent = self._then - form.arrived, self._then - form.sent
-        command.sentAt, command.expired = form.sentAt, form.expired
-        return command
-
-    def _signal(
-        self, name: str, slot: Slot, signal: Signal, place: Place | None
-    ) -> SignalCommand:
-        if place is None:  # the process has exited, which the client is still to be told
-            return SignalCommand(name, slot, signal, -1, ControlCode.NEWCONTAINER, "", None)
-        form = self._snapshot.sessions[place]
-        return SignalCommand(
-            name, slot, signal, form.stdio, form.kind, form.container, form.process
-        )
-
-    def _start(self, place: int) -> StartCommand:
-        command = self._commands[place]
-        if not isinstance(command, StartCommand):
-            raise BadSnapshot(f"{command.name} is no start")
-        return command
-
     def _fillSession(self, session: Session, form: SessionForm) -> None:
-        records.read(session, form, self)
+        self._fill(session, form)
         lost, before = (form.lostOutput, form.lostInput), session.crashLoss
         session.crashLoss = before[0] + lost[0], before[1] + lost[1]
         if any(lost):
@@ -347,18 +273,12 @@ class _Reader:
 
     # See L{records.Reader}.
 
+    @property
+    def now(self) -> float:
+        return self._now
+
     def thing(self, table: str, place: Place | None) -> Any:
-        if place is None:
-            return None
-        if table == "commands":
-            return self._start(place)
-        tables: dict[str, Sequence[Any]] = {
-            "clients": self._clients,
-            "vms": self._vms,
-            "sessions": self._sessions,
-            "slots": self._slots,
-        }
-        return tables[table][place]
+        return None if place is None else self._things[table][place]
 
     def moment(self, ago: float) -> float:
         return self._then - ago
@@ -370,61 +290,18 @@ class _Reader:
     def later(self, delay: float, action: Callable[[], object]) -> Wait:
         return self._registry.context.later(delay, action)
 
+    def _fillClient(self, client: Client, form: ClientForm) -> None:
+        if form.connection is not None:
+            self._fill(client, form)
+
     def _fillVM(self, vm: VM, form: VMForm) -> None:
-        vm.state, vm.agent.dialect = form.state, form.dialect
-        vm.created, vm.lostAt = self._then - form.created, self._then - form.lost
-        vm.resync, vm.url = form.resync, form.url
-        self._registry.urls.add(vm.url)
-        vm.registration.slot = None if form.slot is None else self._slots[form.slot]
-        vm.registration._readyMayCome, vm._notify = form.readyMayCome, form.notify
         if form.control is not None:
             vm.agent.connect(self._connections.get(form.control, NoConnection()))
-            if vm.agent._out is not None:
-                self._fillOutlet(vm.agent._out, form.controlOut)
             self._connect(form.control, ControlSink(vm))
         if form.io is not None:
             vm.io = self._connections.get(form.io, NoConnection())
             self._connect(form.io, IOSink(vm))
+        self._fill(vm, form)
+        self._registry.urls.add(vm.url)
         if form.control is form.io is None and vm.state is not VMState.CONNECTING:
             vm.console.close()
-        for name, (left, text) in form.waits.items():
-            vm.goOnWaiting(name, self.left(left), text)
-        vm.clients.update(self._clients[place] for place in form.clients)
-        processes, commands = vm.processes, vm.commands
-        for place in form.sessions:
-            processes.byNumber[self._sessions[place].stdio] = self._sessions[place]
-        processes._nextStdio, processes._nullFree = form.nextStdio, form.nullFree
-        processes.base = form.base
-        commands.waiting.extend(self._commands[place] for place in form.waiting)
-        if form.inFlight is not None:
-            commands.inFlight = self._commands[form.inFlight]
-        if form.reported is not None:
-            commands._reported = self._commands[form.reported]
-        commands._asked = form.asked
-        for place, left in form.parked:
-            vm.starts.park(self._start(place), self.left(left))
-        for place in form.turns:
-            self._sessions[place].stdin.scheduled = True
-            vm.stdin.turns.append(self._sessions[place].stdin)
-        vm.stdin._rest = form.rest
-        # Whether what was written has been read must be asked: that is always right.
-        vm.stdin._mustDrain = True
-        self._fillFlow(vm, form.flow)
-        vm.traffic = Traffic(**form.traffic)
-
-    def _fillFlow(self, vm: VM, form: FlowForm) -> None:
-        flow = vm.flow
-        flow.since = self._then - form.since
-        flow._readSince = self._now if form.unread else self._then - form.readSince
-        flow.blocked = form.blocked
-        if form.shim is not None:
-            flow._shim = self._clients[form.shim]
-        if form.blocker is not None:
-            flow.blocker = self._sessions[form.blocker]
-            if form.due is not None:
-                due = flow._warn if form.due == "warn" else flow._drop
-                flow._after(self.left(form.dueIn), due, flow.blocker)
-
-
-def _startData(form: StartForm) -> StartData:
-    return StartData(**attrs.asdict(form))

@@ -15,12 +15,18 @@ import attrs
 from msgspec import Struct, structs
 
 from ..wire.translation import frameAround
-from .records import Place
+from .commands import (
+    HyperCommand,
+    PingCommand,
+    SignalCommand,
+    StartCommand,
+    VersionCommand,
+)
+from .flow import Flow
+from .records import Place, formOf
 from .signals import HeldForm
 from .snapshot import (
     ClientForm,
-    CommandForm,
-    FlowForm,
     SessionForm,
     SlotForm,
     Snapshot,
@@ -34,10 +40,14 @@ T = TypeVar("T")
 _REFERENCES: dict[type, dict[str, str]] = {
     ClientForm: {"vm": "vms", "session": "sessions", "registering": "vms", "slots": "slots"},
     SlotForm: {"client": "clients"},
-    CommandForm: {"vm": "vms", "slot": "slots", "session": "sessions"},
+    formOf(HyperCommand): {"slot": "slots"},
+    formOf(StartCommand): {"slot": "slots", "session": "sessions"},
+    formOf(SignalCommand): {"slot": "slots", "session": "sessions"},
+    formOf(PingCommand): {},
+    formOf(VersionCommand): {},
     SessionForm: {"vm": "vms", "start": "commands", "shim": "clients", "held": ""},
     HeldForm: {"slot": "slots"},
-    FlowForm: {"blocker": "sessions", "shim": "clients"},
+    formOf(Flow): {"blocker": "sessions", "shim": "clients"},
     VMForm: {
         "slot": "slots",
         "clients": "clients",
@@ -160,14 +170,14 @@ def _only(unit: Snapshot, kept: Collection[Place]) -> Snapshot:
     return attrs.evolve(
         unit,
         clients=[
-            client if place in kept else ClientForm(client.name, ClientState.CLOSED)
+            client if place in kept else ClientForm(name=client.name, state=ClientState.CLOSED)
             for place, client in enumerate(clients)
         ],
         vms=[
-            attrs.evolve(
+            _evolved(
                 vm,
                 clients=[place for place in vm.clients if place in kept],
-                flow=attrs.evolve(vm.flow, shim=there(vm.flow.shim)),
+                flow=_evolved(vm.flow, shim=there(vm.flow.shim)),
             )
             for vm in unit.vms
         ],
@@ -199,7 +209,7 @@ def _split(snapshot: Snapshot) -> Iterator[Snapshot]:
         if client.connection is None
     }
     for name, place in closed:
-        tables[name][place] = ClientForm(tables[name][place].name, ClientState.CLOSED)
+        tables[name][place] = ClientForm(name=tables[name][place].name, state=ClientState.CLOSED)
     near: dict[_Node, list[_Node]] = {
         (name, place): [] for name, forms in tables.items() for place in range(len(forms))
     }
@@ -267,9 +277,8 @@ def _unit(snapshot: Snapshot, tables: dict[str, list[Any]], nodes: list[_Node]) 
 
 def _evolved(form: Any, **changes: Any) -> Any:
     """Return a form with other values of some attributes."""
-    if isinstance(form, Struct):
-        return structs.replace(form, **changes)
-    return attrs.evolve(form, **changes)
+    evolve = structs.replace if isinstance(form, Struct) else attrs.evolve
+    return evolve(form, **changes)
 
 
 def _mapped(form: Any, to: Callable[[str, Place], Place]) -> Any:

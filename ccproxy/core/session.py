@@ -514,13 +514,13 @@ class Session:
             self.held.add(slot, signal)
         else:
             command = SignalCommand(
-                signalName(signal),
-                slot,
-                signal,
-                self.stdio,
-                self.kind,
-                self.container,
-                self.process,
+                name=signalName(signal),
+                slot=slot,
+                signal=signal,
+                stdio=self.stdio,
+                startedBy=self.kind,
+                container=self.container,
+                process=self.process,
             )
             command.code(self.vm.dialect)
             self.vm.send(command)

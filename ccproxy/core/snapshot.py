@@ -16,22 +16,22 @@ from __future__ import annotations
 
 import zlib
 from struct import Struct
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeAlias
+from typing import TYPE_CHECKING, Any, Optional, TypeAlias, Union
 
 import attrs
-import msgspec
 
 from ..errors import CCProxyError
-from ..wire.codes import Dialect
-from ..wire.payloads import RegisterVM, Signal
-from .records import Ago, Count, Left, Place, formOf
+from .client import Client
+from .commands import COMMANDS, Slot
+from .outlet import Outlet
+from .records import Ago, Count, Place, formOf
 from .session import Session
-from .states import ClientState, VMState
+from .vm import VM
 
-#: The version of the form that is written.
-VERSION = 1
+#: The version of the form that is written. Since 2 commands have the numbers of their sessions.
+VERSION = 2
 #: The oldest version whose reader understands what is written.
-OLDEST = 1
+OLDEST = 2
 #: What a written state begins with: a name, both versions, and the length and checksum of the rest.
 HEADER = Struct(">8sHHQI")
 _NAME = b"ccproxy\n"
@@ -39,9 +39,19 @@ _NAME = b"ccproxy\n"
 #: What names a connection outside of the core.
 Key = Count
 if TYPE_CHECKING:
+    ClientForm: TypeAlias = Any
+    CommandForm: TypeAlias = Any
+    OutletForm: TypeAlias = Any
     SessionForm: TypeAlias = Any
+    SlotForm: TypeAlias = Any
+    VMForm: TypeAlias = Any
 else:
+    ClientForm = formOf(Client)
+    CommandForm = Union[tuple(map(formOf, COMMANDS.values()))]
+    OutletForm = formOf(Outlet)
     SessionForm = formOf(Session)
+    SlotForm = formOf(Slot)
+    VMForm = formOf(VM)
 
 
 # Nothing of what is below changes once it is written; that the classes are not frozen is for the
@@ -50,175 +60,6 @@ else:
 
 class BadSnapshot(CCProxyError):
     """A written state cannot be taken up; the text says why."""
-
-
-@attrs.define
-class OutletForm:
-    """
-    An L{Outlet <ccproxy.core.outlet.Outlet>}.
-
-    @ivar blocks: frames, and whether they are the session's.
-    """
-
-    blocks: list[tuple[bytes, bool]] = attrs.field(factory=list)
-    offset: Count = 0
-    gone: bool = False
-
-
-@attrs.define
-class SlotForm:
-    """A L{Slot <ccproxy.core.commands.Slot>}; it began so many seconds ago."""
-
-    client: Place
-    opcode: Annotated[int, msgspec.Meta(ge=0, le=255)]
-    reply: Optional[bytes] = None
-    began: Ago = 0.0
-
-
-@attrs.define
-class StartForm:
-    """A L{StartData <ccproxy.wire.relocation.StartData>}."""
-
-    container: str
-    process: Optional[str]
-    terminal: bool
-    head: str
-    members: str
-    tail: str
-    strangeKey: Optional[str]
-
-
-@attrs.define
-class CommandForm:
-    """
-    A L{ControlCommand <ccproxy.core.commands.ControlCommand>}.
-
-    @ivar body: the data of a C{hyper}.
-    @ivar start: that of a C{start}.
-    @ivar signal: that of a C{signal}.
-    @ivar arrived: how many seconds ago.
-    @ivar sent: likewise.
-    @ivar sentAt: seconds since the epoch.
-    """
-
-    kind: Literal["hyper", "start", "signal", "ping", "version"]
-    name: str
-    vm: Place
-    slot: Optional[Place] = None
-    session: Optional[Place] = None
-    body: bytes = b""
-    start: Optional[StartForm] = None
-    signal: Optional[Signal] = None
-    arrived: Ago = 0.0
-    sent: Ago = 0.0
-    sentAt: Ago = 0.0
-    expired: bool = False
-
-
-@attrs.define
-class ClientForm:
-    """
-    A L{Client <ccproxy.core.client.Client>}; one without a connection is closed, and only the
-    commands that it has left behind know it.
-
-    @ivar handled: how many bytes of its input have been used and not taken yet.
-    @ivar closeIn: in how many seconds it is closed, if that is so.
-    """
-
-    name: str
-    state: ClientState
-    connection: Optional[Key] = None
-    vm: Optional[Place] = None
-    session: Optional[Place] = None
-    wasShim: bool = False
-    registering: Optional[Place] = None
-    slots: list[Place] = attrs.field(factory=list)
-    outlet: OutletForm = attrs.field(factory=OutletForm)
-    excess: bool = False
-    paused: bool = False
-    ignored: list[str] = attrs.field(factory=list)
-    url: str = ""
-    handled: Count = 0
-    closeIn: Optional[Left] = None
-
-
-@attrs.define
-class FlowForm:
-    """
-    A L{Flow <ccproxy.core.flow.Flow>}.
-
-    @ivar blocker: a session.
-    @ivar since: how many seconds ago.
-    @ivar readSince: likewise.
-    @ivar unread: the channel was not read; who reads it again counts from then on.
-    @ivar blocked: for how many seconds in all.
-    @ivar shim: a client.
-    @ivar due: what happens in C{dueIn} seconds, if anything does.
-    """
-
-    blocker: Optional[Place] = None
-    since: Ago = 0.0
-    readSince: Ago = 0.0
-    unread: bool = False
-    blocked: Ago = 0.0
-    shim: Optional[Place] = None
-    due: Optional[Literal["warn", "drop"]] = None
-    dueIn: Left = 0.0
-
-
-@attrs.define
-class VMForm:
-    """
-    A L{VM <ccproxy.core.vm.VM>}.
-
-    @ivar control: its control channel, if it is open.
-    @ivar io: its I/O channel, if it is open.
-    @ivar created: how many seconds ago.
-    @ivar lost: likewise.
-    @ivar handled: how many bytes of the control channel's input have been used and not taken yet.
-    @ivar slot: the answer to its registration.
-    @ivar waits: what happens in how many seconds: a wait's name, and its argument.
-    @ivar clients: those attached to it.
-    @ivar sessions: those that have not ended.
-    @ivar base: what is added to the sequence numbers of its sessions.
-    @ivar waiting: commands that were not sent.
-    @ivar inFlight: the command that was not answered.
-    @ivar parked: starts that wait for their shims, and for how many seconds more.
-    @ivar turns: sessions with stdin to send.
-    @ivar rest: the rest of a write to the I/O channel.
-    @ivar traffic: the counters of its traffic.
-    """
-
-    request: RegisterVM
-    serial: Count
-    state: VMState
-    dialect: Dialect
-    control: Optional[Key] = None
-    io: Optional[Key] = None
-    created: Ago = 0.0
-    resync: bool = True
-    lost: Ago = 0.0
-    handled: Count = 0
-    slot: Optional[Place] = None
-    controlOut: OutletForm = attrs.field(factory=OutletForm)
-    readyMayCome: bool = True
-    notify: bool = False
-    waits: dict[str, tuple[Left, str]] = attrs.field(factory=dict)
-    clients: list[Place] = attrs.field(factory=list)
-    sessions: list[Place] = attrs.field(factory=list)
-    nextStdio: Count = 0
-    nullFree: bool = True
-    base: Count = 0
-    waiting: list[Place] = attrs.field(factory=list)
-    inFlight: Optional[Place] = None
-    asked: bool = False
-    reported: Optional[Place] = None
-    parked: list[tuple[Place, Left]] = attrs.field(factory=list)
-    turns: list[Place] = attrs.field(factory=list)
-    rest: bytes = b""
-    flow: FlowForm = attrs.field(factory=FlowForm)
-    url: str = ""
-    traffic: dict[str, Count] = attrs.field(factory=dict)
 
 
 @attrs.define

@@ -5,13 +5,16 @@ Starts of processes: they wait for their shims, are sent, and are answered.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Protocol
+from typing import ClassVar, Protocol
+
+import attrs
 
 from ..errors import DeadlineExceeded, RequestError
 from ..wire.codes import Dialect
 from .commands import ControlCommand, StartCommand
 from .context import Context, Wait, cancel
 from .processes import Processes
+from .records import Left, Place, Reader, Writer, derived, transient
 from .session import Session
 
 
@@ -33,16 +36,26 @@ class StartsVM(Protocol):
         """Take back a command if it still waits."""
 
 
+@attrs.define(eq=False)
 class Starts:
     """
     The starts of one VM.
     """
 
-    __slots__ = ("_parked", "_vm")
+    _vm: StartsVM = transient()
+    _parked: dict[StartCommand, Wait] = transient(attrs.Factory(dict), init=False)
 
-    def __init__(self, vm: StartsVM) -> None:
-        self._vm = vm
-        self._parked: dict[StartCommand, Wait] = {}
+    def _written(self, writer: Writer) -> list[tuple[Place | None, float]]:
+        return [
+            (writer.place("commands", start), writer.left(wait) or 0.0)
+            for start, wait in self._parked.items()
+        ]
+
+    def _read(self, parked: list[tuple[Place, float]], reader: Reader) -> None:
+        for place, left in parked:
+            self.park(reader.thing("commands", place), reader.left(left))
+
+    DERIVED: ClassVar = (derived("parked", list[tuple[Place, Left]], list, _written, _read),)
 
     @property
     def parked(self) -> Collection[StartCommand]:

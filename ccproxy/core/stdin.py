@@ -170,6 +170,7 @@ class StdinVM(Protocol):
         """An internal error has made it unknown what was written to a channel."""
 
 
+@attrs.define(eq=False)
 class StdinScheduler:
     """
     The stdin of one VM that can be sent.
@@ -178,18 +179,15 @@ class StdinScheduler:
     @ivar resting: the queues of the messages that the channel's socket has not taken.
     """
 
-    __slots__ = ("_mustDrain", "_rest", "_sent", "_vm", "_waiting", "resting", "turns")
-
-    def __init__(self, vm: StdinVM) -> None:
-        self._vm = vm
-        self._rest = b""
-        self.resting: list[StdinQueue] = []
-        #: What was written since the channel's socket was last seen empty.
-        self._sent = 0
-        #: It must have been emptied before more is written.
-        self._mustDrain = False
-        self._waiting = False
-        self.turns: list[StdinQueue] = []
+    _vm: StdinVM = transient()
+    turns: list[StdinQueue] = transient(attrs.Factory(list), init=False)
+    resting: list[StdinQueue] = transient(attrs.Factory(list), init=False)
+    _rest: bytes = saved(b"", crash=False, init=False)
+    #: What was written since the channel's socket was last seen empty.
+    _sent: int = transient(0, init=False)
+    #: It must have been emptied before more is written: nothing is known of it at the beginning.
+    _mustDrain: bool = transient(True, init=False)
+    _waiting: bool = transient(False, init=False)
 
     def add(self, queue: StdinQueue) -> None:
         """A queue has stdin to send."""

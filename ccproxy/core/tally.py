@@ -38,6 +38,17 @@ class Traffic:
     inBytes: int = 0
 
 
+def writeTraffic(traffic: Traffic, writer: object) -> dict[str, int]:
+    """Return the counters by their names, to be written down."""
+    return attrs.asdict(traffic)
+
+
+def readTraffic(traffic: Traffic, counters: dict[str, int], reader: object) -> None:
+    """Take the counters of another process."""
+    for field in attrs.fields(Traffic):
+        setattr(traffic, field.name, counters.get(field.name, 0))
+
+
 class Durations:
     """
     How often something happened, and how long it took.

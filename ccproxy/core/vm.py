@@ -5,8 +5,9 @@ A VM: its two channels, its sessions, and its agent.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Optional, Protocol, cast
 
+import attrs
 from twisted.logger import Logger, LogLevel
 
 from ..errors import AlreadyRegistered, InternalError, RegistryError, RequestError, VMGone
@@ -20,12 +21,26 @@ from .context import Context, Wait, cancel
 from .control import ControlQueue
 from .flow import Flow
 from .processes import Processes, Tokens
+from .records import (
+    Count,
+    Left,
+    Place,
+    Reader,
+    Writer,
+    custom,
+    derived,
+    moment,
+    nested,
+    part,
+    saved,
+    transient,
+)
 from .registration import Registrant, Registration
 from .session import Session
 from .starts import Starts
 from .states import VM_TABLE, VMInput, VMState, advance
 from .stdin import StdinScheduler
-from .tally import Traffic
+from .tally import Traffic, readTraffic, writeTraffic
 
 #: Seconds for which the other channel is read on after one has closed: what had come is read by
 #: then, and shims wait for their last word no longer (promise P12).
@@ -56,6 +71,7 @@ class VMRegistry(Tokens, Protocol):
         """The channels of a VM are closed, and its sessions have been told."""
 
 
+@attrs.define(eq=False, slots=False)
 class VM:
     """
     A virtual machine and its agent.
@@ -81,40 +97,91 @@ class VM:
         as no READY has come and no message of a process of ours.
     """
 
-    def __init__(
-        self,
-        registry: VMRegistry,
-        request: RegisterVM,
-        serial: int,
-        slot: Slot | None,
-        url: str = "",
-    ) -> None:
-        """
-        @param slot: the registering client's answer.
-        """
-        self.registry = registry
-        self.context = registry.context
-        self.request = request
-        self.containerId = request.containerId
-        self.url = url
-        self.serial = serial
-        self.state = VMState.CONNECTING
-        self.io: IConnection | None = None
-        self.agent = Agent(self, registry.agentDialect)
+    registry: VMRegistry = transient()
+    request: RegisterVM = saved()
+    serial: int = saved(type=Count)
+    url: str = saved("")
+    state: VMState = saved(VMState.CONNECTING, init=False)
+    context: Context = transient(init=False)
+    containerId: str = transient(init=False)
+    io: IConnection | None = transient(None, init=False)
+    agent: Agent = part()
+    traffic: Traffic = custom("traffic", dict[str, Count], dict, writeTraffic, readTraffic)
+    console: ConsoleRing = transient(init=False)
+    stdin: StdinScheduler = part()
+    flow: Flow = nested()
+    clients: set[Registrant] = transient(attrs.Factory(set), init=False)
+    processes: Processes = part()
+    starts: Starts = part()
+    registration: Registration = part()
+    resync: bool = saved(True, init=False)
+    handled: int = saved(0, type=Count, init=False)
+    created: float = moment(0.0, init=False)
+    lostAt: float = moment(0.0, key="lost", init=False)
+    _notify: bool = saved(False, init=False)
+    _waits: dict[str, tuple[Wait, tuple[object, ...]]] = transient(attrs.Factory(dict), init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.context = self.registry.context
+        self.containerId = self.request.containerId
+        self.agent = Agent(self, self.registry.agentDialect)
         self.traffic = Traffic()
         self.console = ConsoleRing(self.context.limits.consoleBuffer)
         self.stdin = StdinScheduler(self)
         self.flow = Flow(self)
-        self.clients: set[Registrant] = set()
-        self.processes = Processes(self, registry)
+        self.processes = Processes(self, self.registry)
         self.starts = Starts(self)
-        self.registration = Registration(self, slot)
-        self.resync = True
-        self.handled = 0
+        self.registration = Registration(self)
         self.created = self.context.clock.seconds()
-        self.lostAt = 0.0
-        self._notify = False
-        self._waits: dict[str, tuple[Wait, tuple[object, ...]]] = {}
+
+    def _clientPlaces(self, writer: Writer) -> list[Place | None]:
+        # Of clients only the shims outlive a crash.
+        kept = [each for each in self.clients if not writer.crash or each.session is not None]
+        return [writer.place("clients", each) for each in kept]
+
+    def _readClients(self, places: list[Place], reader: Reader) -> None:
+        self.clients.update(reader.thing("clients", place) for place in places)
+
+    def _waitsLeft(self, writer: Writer) -> dict[str, tuple[float, str]]:
+        left = [(name, writer.left(wait), args) for name, (wait, args) in self._waits.items()]
+        return {
+            name: (seconds, "".join(map(str, args)))
+            for name, seconds, args in left
+            if seconds is not None
+        }
+
+    def _readWaits(self, waits: dict[str, tuple[float, str]], reader: Reader) -> None:
+        actions: dict[str, Callable[..., object]] = {
+            "_neverReady": self.registration.neverReady,
+            "_askPing": self.registration.askPing,
+            "_lastWords": self._lastWords,
+            "_forgotten": self._forgotten,
+        }
+        for name, (left, reason) in waits.items():
+            if name in actions:
+                args = [VMGone(reason)] if reason else []
+                self.later(name, reader.left(left), actions[name], *args)
+
+    def _turnPlaces(self, writer: Writer) -> list[Place | None]:
+        queues = self.stdin.turns
+        if writer.crash:
+            waiting = dict.fromkeys([*queues, *self.stdin.resting])
+            queues = [each for each in waiting if each.endWaits]
+        return [writer.place("sessions", self.processes.byNumber[each.number]) for each in queues]
+
+    def _readTurns(self, places: list[Place], reader: Reader) -> None:
+        for place in places:
+            queue = reader.thing("sessions", place).stdin
+            queue.scheduled = True
+            self.stdin.turns.append(queue)
+
+    DERIVED: ClassVar = (
+        derived("control", Optional[Count], None, lambda vm, writer: writer.key(vm.control)),
+        derived("io", Optional[Count], None, lambda vm, writer: writer.key(vm.io)),
+        derived("clients", list[Place], list, _clientPlaces, _readClients),
+        derived("waits", dict[str, tuple[Left, str]], dict, _waitsLeft, _readWaits),
+        derived("turns", list[Place], list, _turnPlaces, _readTurns),
+    )
 
     @property
     def control(self) -> IConnection | None:
@@ -160,17 +227,6 @@ class VM:
         @param name: what is written down of it. Each name is waited for once at a time.
         """
         self._waits[name] = (self.context.later(delay, action, *args), args)
-
-    def goOnWaiting(self, name: str, delay: float, reason: str) -> None:
-        """Wait for something as another process did, by its name."""
-        actions: dict[str, Callable[..., object]] = {
-            "_neverReady": self.registration.neverReady,
-            "_askPing": self.registration.askPing,
-            "_lastWords": self._lastWords,
-            "_forgotten": self._forgotten,
-        }
-        if name in actions:
-            self.later(name, delay, actions[name], *([VMGone(reason)] if reason else ()))
 
     def _cancelWaits(self) -> None:
         for wait, _ in self._waits.values():

@@ -562,7 +562,7 @@ def readJournal(data: bytes, staged: Mapping[str, bytes]) -> Journalled:
                 if serial == last:
                     left = staged.get(pipe, b"") + left
             blocks = [(left, False)] if left else []
-            vms.append(attrs.evolve(vm, controlOut=OutletForm(blocks)))
+            vms.append(msgspec.structs.replace(vm, controlOut=OutletForm(blocks=blocks)))
         snapshot = attrs.evolve(entry.snapshot, vms=vms)
         found.vms[serial] = attrs.evolve(entry, snapshot=snapshot)
     return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from json.decoder import scanstring  # type: ignore[attr-defined]
-from typing import Optional
+from typing import Any, Optional
 
 import attrs
 from msgspec import Raw, UnsetType
@@ -108,6 +108,10 @@ class StartData:
             tail=text[end:],
             strangeKey=next((key for key in before if key not in HYPERSTART0_KEYS), None),
         )
+
+    def parts(self) -> dict[str, Any]:
+        """Return what another process can make the same data of."""
+        return {name.lstrip("_"): part for name, part in attrs.asdict(self).items()}
 
     def checkHyperstart0(self) -> None:
         """

@@ -89,6 +89,14 @@ class Table:
             self.things.append(thing)
         return self.things.index(thing)
 
+    @property
+    def now(self) -> float:
+        """The time of the table's clock."""
+        return self.clock.seconds()
+
+    def key(self, connection: object) -> None:
+        """There are no connections."""
+
     def ago(self, moment: float) -> float:
         return self.clock.seconds() - moment
 

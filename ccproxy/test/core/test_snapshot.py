@@ -16,20 +16,11 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.core import snapshot
-from ccproxy.core.agent import Agent
-from ccproxy.core.client import Client
-from ccproxy.core.commands import ControlCommand, HyperCommand, SignalCommand, Slot, StartCommand
 from ccproxy.core.context import Context
-from ccproxy.core.control import ControlQueue
-from ccproxy.core.flow import Flow
-from ccproxy.core.outlet import Outlet
-from ccproxy.core.processes import Processes
-from ccproxy.core.registration import Registration
 from ccproxy.core.registry import Registry
 from ccproxy.core.requests import connect
 from ccproxy.core.resuming import NoConnection, TrialConnection, resume
 from ccproxy.core.salvage import Dropped, salvage
-from ccproxy.core.signals import HeldSignals
 from ccproxy.core.snapshot import (
     HEADER,
     BadSnapshot,
@@ -37,15 +28,12 @@ from ccproxy.core.snapshot import (
     seal,
     unseal,
 )
-from ccproxy.core.starts import Starts
 from ccproxy.core.states import SessionState, VMState
-from ccproxy.core.stdin import StdinScheduler
 from ccproxy.core.writing import write, writeVM
 from ccproxy.interfaces import IConnection
 from ccproxy.wire.codes import Command, ControlCode, Dialect, FrameType, Stream
 from ccproxy.wire.frames import encodeFrame, encodeProcessExited, encodeStream
 from ccproxy.wire.messages import CONTROL_HEADER, encodeControl, encodeIO, readMessage
-from ccproxy.wire.relocation import StartData
 
 from ..memory import MemoryConnection, MemoryConnector, World, command, startData
 
@@ -690,48 +678,3 @@ class SalvageTests(SynchronousTestCase):
         world.clock.advance(2.0)
         self.assertIn(encodeProcessExited(255), cast[1][2].connection.take())
         self.assertEqual(cast[2][2].frame().payload, b"waits")
-
-
-class CompletenessTests(SynchronousTestCase):
-    """
-    Whoever gives a class of the core another field is told here to write it down.
-
-    Recorded classes say that themselves (L{ccproxy.core.records}). What is in C{KNOWN} goes through
-    L{ccproxy.core.writing} and L{ccproxy.core.resuming}, or can be made anew from what does.
-    """
-
-    KNOWN = {
-        Client: "context _connection _excess _ignored _paused _perform _wait name outlet parked"
-        " handled registering registry session slots state url vm wasShim",
-        Slot: "client opcode reply began",
-        Outlet: "_blocks _budget _connection _gone _offset kept size",
-        StdinScheduler: "_mustDrain _rest _sent _vm _waiting resting turns",
-        HeldSignals: "_held _session",
-        Starts: "_parked _vm",
-        Processes: "_named _nextStdio _nullFree _registry _vm base byNumber numbers",
-        Flow: "_due _readSince _shim _vm _wait blocked blocker since",
-        Agent: "_configured _out _vm _wait _waitUntil commands connection dialect",
-        Registration: "_readyMayCome _vm slot",
-        ControlQueue: "_asked _context _owner _reported inFlight waiting",
-        ControlCommand: "arrived expired name sent sentAt slot",
-        HyperCommand: "body",
-        StartCommand: "acknowledged data stdio",
-        SignalCommand: "container kind process signal stdio",
-        StartData: "container process terminal _head _members _tail _strangeKey",
-    }
-
-    def test_fields(self) -> None:
-        """The classes have these fields."""
-        for cls, known in self.KNOWN.items():
-            fields = {name for name in cls.__slots__ if not name.startswith("__")}  # type: ignore[attr-defined]
-            self.assertEqual(fields, set(known.split()), cls)
-
-    def test_vm(self) -> None:
-        """So has a VM."""
-        agent, _, _ = World().register()
-        known = (
-            "registry context request containerId url serial state agent io traffic console stdin"
-            " flow clients processes starts registration resync handled created lostAt _notify"
-            " _waits"
-        )
-        self.assertEqual(set(vars(agent.vm)), set(known.split()))

@@ -48,7 +48,8 @@ _BEGINNING = seal(b"")
 
 def entry(serial: int, name: str) -> EntryForm:
     """An entry about a VM of that name."""
-    vm = VMForm(RegisterVM(name, "/c", "/i"), serial, VMState.REGISTERED, Dialect.CC)
+    request = RegisterVM(name, "/c", "/i")
+    vm = VMForm(request=request, serial=serial, state=VMState.REGISTERED, dialect=Dialect.CC)
     return EntryForm(serial, Snapshot(vms=[vm]))
 
 

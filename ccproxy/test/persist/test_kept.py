@@ -56,7 +56,7 @@ from ccproxy.persist.outliving import waitingIn
 from ccproxy.persist.restart import STOP_TIMEOUT, Restart
 from ccproxy.persist.restarting import HANDED_OVER
 from ccproxy.persist.store import MOST_NAMES, DescriptorStore
-from ccproxy.wire.codes import Command, ControlCode, Dialect
+from ccproxy.wire.codes import Command, ControlCode
 from ccproxy.wire.payloads import RegisterVM
 
 from ..memory import MemoryClient, World
@@ -178,8 +178,8 @@ class JournalTests(SynchronousTestCase):
     def entry(self, serial: int, waiting: bytes = b"", staged: str = "") -> EntryForm:
         """An entry about a VM that has a command for its agent."""
         request = RegisterVM("vm", "/c", "/i")
-        out = OutletForm([(waiting, False)] if waiting else [])
-        vm = VMForm(request, serial, VMState.REGISTERED, Dialect.CC, controlOut=out)
+        out = OutletForm(blocks=[(waiting, False)] if waiting else [])
+        vm = VMForm(request=request, serial=serial, state=VMState.REGISTERED, controlOut=out)
         return EntryForm(serial, Snapshot(vms=[vm]), staged=staged)
 
     def read(self, *entries: EntryForm, cut: int = 0, **staged: bytes) -> Any:
