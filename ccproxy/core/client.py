@@ -25,6 +25,7 @@ from .context import Context, Wait, cancel, turn
 from .outlet import Outlet
 from .records import (
     Count,
+    Writer,
     custom,
     derived,
     nested,
@@ -98,11 +99,10 @@ class Client:
     )
     _wait: Wait | None = timer("close", key="closeIn")
 
-    DERIVED: ClassVar = (
-        derived(
-            "connection", Optional[Count], None, lambda each, writer: writer.key(each._connection)
-        ),
-    )
+    def _key(self, writer: Writer) -> int | None:
+        return writer.key(self._connection)
+
+    DERIVED: ClassVar = (derived("connection", Optional[Count], None, _key),)
 
     def __attrs_post_init__(self) -> None:
         self.context = self.registry.context

@@ -84,6 +84,7 @@ class Registry:
     @ivar clients: all clients.
     @ivar ignoredFrames: how many frames of clients were dropped because they may not send them.
     @ivar draining: whether no new VM is registered.
+    @ivar serial: the serial number of the last VM.
     @ivar clientCount: how many clients have connected so far.
     @ivar crashLoss: how many bytes of output and stdin crashes have cost all sessions.
     @ivar urls: of the sockets over which VMs have been registered; C{""} is the one of C{url}.
@@ -108,7 +109,7 @@ class Registry:
     urls: set[str] = attrs.field(factory=set)
     whenRegistered: Callable[[], None] | None = None
     whenUnregistered: Callable[[], None] | None = None
-    _serial: int = 0
+    serial: int = 0
 
     def __attrs_post_init__(self) -> None:
         self.context.whenRoom = self._uncrowded
@@ -204,9 +205,9 @@ class Registry:
         if old is not None:
             old.replace()
         self._makeRoom()
-        self._serial += 1
+        self.serial += 1
         client = cast(Registrant, slot.client)
-        vm = VM(self, request, self._serial, client.url)
+        vm = VM(self, request, self.serial, client.url)
         vm.registration.slot = slot
         self.vms[vm.containerId] = vm
         return vm

@@ -24,6 +24,7 @@ from .registry import KnownClient, Registry
 from .requests import perform
 from .session import Session
 from .snapshot import (
+    TABLES,
     BadSnapshot,
     ClientForm,
     Key,
@@ -209,7 +210,7 @@ class _Reader:
     def read(self) -> None:
         registry, snapshot = self._registry, self._snapshot
         # The registry may have taken up other VMs before.
-        registry._serial = max(registry._serial, snapshot.serial)
+        registry.serial = max(registry.serial, snapshot.serial)
         registry.clientCount = max(registry.clientCount, snapshot.clientCount)
         registry.ignoredFrames = snapshot.ignoredFrames
         registry.draining = snapshot.draining
@@ -226,15 +227,14 @@ class _Reader:
             records.make(COMMANDS[form.__struct_config__.tag], form, self)
             for form in snapshot.commands
         ]
-        for name, fill in (
-            ("clients", self._fillClient),
-            ("vms", self._fillVM),
-            ("sessions", self._fillSession),
-            ("slots", self._fill),
-            ("commands", self._fill),
-        ):
-            for thing, form in zip(things[name], getattr(snapshot, name), strict=True):
-                fill(thing, form)
+        fills: dict[str, Callable[[Any, Any], None]] = {
+            "clients": self._fillClient,
+            "vms": self._fillVM,
+            "sessions": self._fillSession,
+        }
+        for table in TABLES:
+            for thing, form in zip(things[table], getattr(snapshot, table), strict=True):
+                fills.get(table, self._fill)(thing, form)
         registry.vms.update(self._named("vms", snapshot.known))
         registry.leaving.update(self.thing("vms", place) for place in snapshot.leaving)
         registry.tokens.update(self._named("sessions", snapshot.tokens))

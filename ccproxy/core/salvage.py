@@ -26,6 +26,7 @@ from .flow import Flow
 from .records import Place, formOf
 from .signals import HeldForm
 from .snapshot import (
+    TABLES,
     ClientForm,
     SessionForm,
     SlotForm,
@@ -60,7 +61,6 @@ _REFERENCES: dict[type, dict[str, str]] = {
         "flow": "",
     },
 }
-_TABLES = ("clients", "vms", "sessions", "slots", "commands")
 #: A place that no table has.
 _NOWHERE = 1 << 60
 
@@ -201,7 +201,7 @@ def _undelivered(shim: ClientForm) -> list[bytes]:
 
 def _split(snapshot: Snapshot) -> Iterator[Snapshot]:
     """Yield what belongs to no object, then the units."""
-    tables: dict[str, list[Any]] = {name: list(getattr(snapshot, name)) for name in _TABLES}
+    tables: dict[str, list[Any]] = {name: list(getattr(snapshot, name)) for name in TABLES}
     # Closed clients are names that commands still refer to. Each unit gets its own copy.
     closed = {
         ("clients", place)
@@ -226,7 +226,7 @@ def _split(snapshot: Snapshot) -> Iterator[Snapshot]:
         near.setdefault(("vms", place), [])
     for place in snapshot.tokens.values():
         near.setdefault(("sessions", place), [])
-    nothing: dict[str, Any] = {name: [] for name in _TABLES}
+    nothing: dict[str, Any] = {name: [] for name in TABLES}
     yield attrs.evolve(snapshot, **nothing, known={}, leaving=[], tokens={})
     met: set[_Node] = set()
     for node in near:
@@ -252,7 +252,7 @@ def _reached(
 def _unit(snapshot: Snapshot, tables: dict[str, list[Any]], nodes: list[_Node]) -> Snapshot:
     """Return a snapshot of these nodes alone. What refers to nothing still does so."""
     places: dict[_Node, Place] = {}
-    forms: dict[str, list[Any]] = {name: [] for name in _TABLES}
+    forms: dict[str, list[Any]] = {name: [] for name in TABLES}
     for name, place in nodes:
         if place < len(tables[name]):
             places[name, place] = len(forms[name])
@@ -264,7 +264,7 @@ def _unit(snapshot: Snapshot, tables: dict[str, list[Any]], nodes: list[_Node]) 
     mine = set(nodes)
     known, tokens = snapshot.known.items(), snapshot.tokens.items()
     changes: dict[str, Any] = {
-        name: [_mapped(form, to) for form in forms[name]] for name in _TABLES
+        name: [_mapped(form, to) for form in forms[name]] for name in TABLES
     }
     return attrs.evolve(
         snapshot,

@@ -38,6 +38,8 @@ _NAME = b"ccproxy\n"
 
 #: What names a connection outside of the core.
 Key = Count
+#: The tables of a L{Snapshot}.
+TABLES = ("clients", "vms", "sessions", "slots", "commands")
 if TYPE_CHECKING:
     ClientForm: TypeAlias = Any
     CommandForm: TypeAlias = Any

@@ -1,5 +1,6 @@
 """
-The architecture: no circle of imports, and imports only downward in the list of folders.
+The architecture: no circle of imports, imports only downward in the list of folders, and private
+attributes only for their own class.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ FOLDERS = (
     "errors", "wire", "interfaces", "core", "net", "config", "log", "persist", "agent", "vm",
     "admin", "service", "shim", "ctl", "testing",
 )  # fmt: skip
+
+
+#: Folders in which nothing reads or writes another object's private attributes.
+CLOSED = ("core", "net", "persist")
 
 
 def modules() -> dict[str, ast.Module]:
@@ -122,3 +127,21 @@ class ImportTests(SynchronousTestCase):
         """A circle is found, and what only leads to it is not in it."""
         graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a", "d"}}
         self.assertEqual(circles(graph), [{"b", "c"}])
+
+
+class PrivateTests(SynchronousTestCase):
+    """Private attributes."""
+
+    def test_own(self) -> None:
+        """In the core and what surrounds it, each object keeps to its own."""
+        found = [
+            f"{name}:{node.lineno} .{node.attr}"
+            for name, tree in modules().items()
+            if name.split(".")[1:2] and name.split(".")[1] in CLOSED
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and node.attr.startswith("_")
+            and not node.attr.startswith("__")
+            and ast.unparse(node.value) not in ("self", "cls", "os", "sys")
+        ]
+        self.assertEqual(found, [])
