@@ -167,7 +167,7 @@ class Flow:
 
     def _pauseChanged(self) -> None:
         """The time since which the channel is read changes; a process's end may depend on it."""
-        if any(session.awaitsEnd for session in self._vm.processes.sessions):
+        if any(session.exit.awaited for session in self._vm.processes.sessions):
             self._vm.context.changed(self._vm)
 
     def _arm(self) -> None:

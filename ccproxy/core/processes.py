@@ -246,4 +246,4 @@ class Processes:
                 **session.fields,
             )
         if status is not None:
-            session.exitEvent(status)
+            session.exit.tell(status)

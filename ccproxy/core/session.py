@@ -10,7 +10,7 @@ process.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Any, ClassVar, Optional, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import attrs
 from msgspec import Meta
@@ -18,11 +18,12 @@ from twisted.logger import Logger
 
 from ..errors import AgentError, InternalError, NotAShim, RegistryError, RequestError
 from ..wire.codes import ControlCode, Dialect, Stream
-from ..wire.frames import encodeProcessExited, encodeStream
+from ..wire.frames import encodeStream
 from ..wire.messages import IO_HEADER, LOST_STATUS
 from ..wire.payloads import Signal
 from .commands import ControlCommand, SignalCommand, Slot, StartCommand, signalName
 from .context import Context, Wait, cancel
+from .exits import Exit
 from .outlet import MOST_PER_SEND
 from .output import Output, Shim
 from .records import Count, custom, derived, moment, part, reference, saved, timer
@@ -37,8 +38,6 @@ SIGKILL = 9
 SIGTERM = 15
 #: What hyperstart calls a container's first process that has no id.
 FIRST_PROCESS = "init"
-#: Bytes of the frame that tells an exit status.
-EXIT_SIZE = len(encodeProcessExited(0))
 #: The most output in a frame, so that one is never sent in part: L{MOST_PER_SEND} says why. Agents'
 #: messages are much shorter, as a rule.
 MOST_PER_FRAME = MOST_PER_SEND - IO_HEADER.size
@@ -146,9 +145,9 @@ class Session:
     @ivar container: its container's id.
     @ivar process: its process's id, where it has one.
     @ivar terminal: whether it has a terminal.
-    @ivar status: the exit status, once the agent has told it.
     @ivar output: what its shim is owed.
     @ivar stdin: what its process is owed.
+    @ivar exit: the end of its process.
     @ivar held: signals that wait for the start.
     @ivar killed: it was ended by a signal before its start was sent.
     @ivar crashLoss: how many bytes of output and stdin crashes of the daemon have cost it.
@@ -164,18 +163,15 @@ class Session:
     container: str = saved("")
     process: str | None = saved(None)
     terminal: bool = saved(False)
-    status: int | None = saved(None, type=Optional[Annotated[int, Meta(ge=0, le=255)]])
     killed: bool = saved(False)
     crashLoss: tuple[int, int] = saved((0, 0), type=tuple[Count, Count])
     output: Output = part()
     stdin: StdinQueue = part()
+    exit: Exit = part()
     held: HeldSignals = custom("held", list[HeldForm], list, writeHeld, readHeld)
     _claimed: bool = saved(False)
     _acked: bool = saved(False)
-    _sawEnd: bool = saved(False)
-    _exitQueued: bool = saved(False)
     _closeAfter: bool = saved(False)
-    _exitWait: Wait | None = timer("_outputOverdue", key="exitIn")
     _endWait: Wait | None = timer("_giveUp", key="endIn", grace=RECONNECT_TIME)
 
     DERIVED: ClassVar = (
@@ -197,7 +193,7 @@ class Session:
             "lostOutput",
             Count,
             0,
-            lambda session, writer: session.undelivered if writer.crash else 0,
+            lambda session, writer: session.exit.undelivered if writer.crash else 0,
         ),
     )
 
@@ -205,6 +201,7 @@ class Session:
         self.output = Output(self.context.budget)
         self.stdin = StdinQueue(self.context.budget, self.stdio, self._stdinTaken)
         self.held = HeldSignals(self)
+        self.exit = Exit(self)
 
     @property
     def context(self) -> Context:
@@ -215,6 +212,20 @@ class Session:
     def containerId(self) -> str:
         """The id of its VM."""
         return self.vm.containerId
+
+    @property
+    def status(self) -> int | None:
+        """The exit status, once the agent has told it."""
+        return self.exit.status
+
+    @property
+    def readFor(self) -> float:
+        """For how many seconds the output of its VM has been read without a pause."""
+        return self.vm.readFor
+
+    def changed(self) -> None:
+        """Note that it is to be written down."""
+        self.context.changed(self.vm)
 
     @property
     def shim(self) -> Shim | None:
@@ -243,7 +254,7 @@ class Session:
 
     def _advance(self, input: SessionInput) -> None:
         state = advance(SESSION_TABLE, self.state, input)
-        self.context.changed(self.vm)
+        self.changed()
         self.state = state
 
     # -- the shim
@@ -254,7 +265,7 @@ class Session:
         self._claimed = True
         self.output.connect(shim)
         self.vm.log.info("shim connected", event="shim-connected", client=shim.name, **self.fields)
-        self._queueExit()
+        self._deliverExit()
         start = self.start
         if start is not None and self.state is SessionState.CREATED:
             self.vm.starts.shimArrived(start)
@@ -267,9 +278,9 @@ class Session:
         shim = self.shim
         if shim is None:
             return
-        self.context.changed(self.vm)
+        self.changed()
         self.output.disconnect()
-        self._exitQueued = self._exitQueued and bool(self.output.pending)
+        self.exit.shimGone()
         self.vm.log.info("shim gone", event="shim-gone", client=shim.name, **self.fields)
         self.vm.recheck(self)
         if self._closeAfter:
@@ -319,22 +330,20 @@ class Session:
 
     def _goOn(self) -> None:
         """Let through what has waited for the process."""
-        if self.status is not None and (self._sawEnd or not self.awaitsEnd):
-            self.exited(self.status)
+        self.exit.retry()
         self.held.release()
         if self.stdin:
             self.vm.stdin.add(self.stdin)
 
     def notStarted(self, start: StartCommand, error: RequestError) -> None:
         """The start was refused, or not even sent. Its token can be used for another try."""
-        self.context.changed(self.vm)
+        self.changed()
         if self.start is start:
             self.start = None
             self.held.fail(RequestError(f"the process was not started: {error}"))
         if self.state is SessionState.STARTING:
-            cancel(self._exitWait)
+            self.exit.forget()
             self.vm.processes.end(self)
-            self.status, self._sawEnd = None, False
             self.output.dropping, self.output.dropped = False, 0
             if isinstance(error, AgentError):
                 self._dropUndelivered()
@@ -353,15 +362,13 @@ class Session:
             return
         if number == self.stdio:
             if not body:
-                self._sawEnd = True
-                self.context.changed(self.vm)
-                if self.status is not None:
-                    self.exited(self.status)
+                self.exit.end()
                 return
-            if self._sawEnd and len(body) == 1 and self.vm.dialect is not Dialect.HYPERSTART1:
+            inBand = self.vm.dialect is not Dialect.HYPERSTART1
+            if self.exit.ended and inBand and len(body) == 1:
                 self.exited(body[0])
                 return
-            self._outputGoesOn()
+            self.exit.goOn()
         elif not body:
             return
         if self.state is SessionState.DETACHED:
@@ -373,12 +380,6 @@ class Session:
         for at in range(0, len(body), MOST_PER_FRAME):
             self.output.queue(encodeStream(stream, body[at : at + MOST_PER_FRAME]))
 
-    def _outputGoesOn(self) -> None:
-        """Output has come: an empty message before it was not the end."""
-        if self._sawEnd:
-            self._sawEnd = False
-            self.context.changed(self.vm)
-
     def roomFor(self, number: int, size: int) -> int:
         """
         How many bytes of messages can be translated in place now, for L{output}.
@@ -387,24 +388,10 @@ class Session:
         @param size: the length of one of them, header included.
         @return: 0 if L{received} has to look at the next message.
         """
-        if not self._flowing or size <= IO_HEADER.size:
+        # After an empty message it may be the exit status, or show that the output goes on.
+        if not self._flowing or size <= IO_HEADER.size or self.exit.ended:
             return 0
-        if self._sawEnd:
-            # Who asks does so once for many messages, the exit status perhaps among them.
-            if number != self.stdio or size == IO_HEADER.size + 1:
-                return 0
-            self._outputGoesOn()
         return self.output.room
-
-    @property
-    def undelivered(self) -> int:
-        """Bytes of output that no shim has got. The exit status behind them is not output."""
-        return max(0, self.output.held - EXIT_SIZE) if self._exitQueued else self.output.held
-
-    @property
-    def awaitsEnd(self) -> bool:
-        """True if the exit status is known and waits for the end of the output."""
-        return self._exitWait is not None and self._exitWait.active()
 
     @property
     def _flowing(self) -> bool:
@@ -433,46 +420,24 @@ class Session:
 
     # -- exit
 
-    def exitEvent(self, status: int) -> None:
-        """
-        hyperstart 1.x has told the exit status, perhaps before the last of the output.
-        """
-        if self.status is not None:
-            return
-        self.status = status
-        if self._sawEnd:
-            self.exited(status)
-        else:
-            context = self.context
-            self._exitWait = context.later(context.limits.exitTimeout, self._outputOverdue)
-
-    def _outputOverdue(self) -> None:
-        """The end of the output has not come, though there was time for it if it could be read."""
-        context = self.context
-        missing = context.limits.exitTimeout - self.vm.readFor
-        if missing > 0:
-            self._exitWait = context.later(missing, self._outputOverdue)
-        elif self.status is not None:
-            self.exited(self.status)
-
     def exited(self, status: int) -> None:
         """
         The process has ended, all its output has come, and nothing more will.
 
         @param status: 0 to 255.
         """
-        self.status = status
+        self.exit.status = status
         detached = self.state is SessionState.DETACHED
         if self.state is SessionState.STARTING or (detached and not self._acked):
-            self.context.changed(self.vm)
+            self.changed()
             return  # until the answer to the start has gone to its client
-        cancel(self._exitWait)
+        self.exit.cancel()
         self._fail(RequestError("process has exited"))
         self._advance(SessionInput.EXIT)
         self.vm.log.info(
             "process exited with {status}",
             event="process-exited",
-            status=self.status,
+            status=status,
             dropped=self.output.dropped or None,
             **self.fields,
         )
@@ -481,18 +446,17 @@ class Session:
         if detached:
             self._free()
         else:
-            self._queueExit()
+            self._deliverExit()
 
-    def _queueExit(self) -> None:
-        """Have the exit status delivered, after the output, if it is not under way."""
-        if self.state is SessionState.EXITED and not self._exitQueued and self.status is not None:
-            self._exitQueued = True
-            self.output.queue(encodeProcessExited(self.status))
+    def _deliverExit(self) -> None:
+        """Have the exit status delivered, if the process has exited."""
+        if self.state is SessionState.EXITED:
+            self.exit.deliver()
 
     def exitAgain(self) -> None:
-        """Nobody knows whether the exit status has been delivered: twice is better than never."""
-        self._exitQueued = False
-        self._queueExit()
+        """The status may not have been delivered before a crash: twice is better than never."""
+        if self.state is SessionState.EXITED:
+            self.exit.deliverAgain()
 
     # -- signals
 
@@ -536,12 +500,12 @@ class Session:
         """SIGKILL or SIGTERM before the start was sent: there will be no process."""
         error = RequestError("process was killed before its start")
         self._fail(error)
-        self.status = 0
+        self.exit.status = 0
         self.killed = True
         self._advance(SessionInput.EXIT)
         self.vm.log.info("process killed before its start", event="process-exited", **self.fields)
         self._forgetStdin()
-        self._queueExit()
+        self._deliverExit()
 
     def noStart(self, error: RequestError) -> None:
         """Its VM starts no more processes: what waits for one fails."""
@@ -571,7 +535,7 @@ class Session:
             return
         self.stdin.add(data)
         if not data:
-            self.context.changed(self.vm)
+            self.changed()
         if self._acked:
             self.vm.stdin.add(self.stdin)
 
@@ -582,7 +546,7 @@ class Session:
         """
         if self.stdin.ended and not self.stdin:
             # After a crash its end is not sent a second time.
-            self.context.changed(self.vm)
+            self.changed()
         if self.shim is not None and self.stdin.hasRoom:
             self.shim.wake()
 
@@ -603,16 +567,16 @@ class Session:
         """
         if self._closeAfter:
             return
-        cancel(self._exitWait)
+        self.exit.cancel()
         self._fail(RequestError(f"VM {self.vm.containerId} is gone"))
         if self.state is SessionState.DETACHED or self.claimable:
             self.end()
             return
         if self.state is not SessionState.EXITED and (notify or self.status is not None):
-            self.status = LOST_STATUS if self.status is None else self.status
+            self.exit.status = LOST_STATUS if self.status is None else self.status
             self._advance(SessionInput.EXIT)
             self._forgetStdin()
-            self._queueExit()
+            self._deliverExit()
         self._closeAfter = True
         if self.shim is not None:
             self.shim.finishAfterOutput()
@@ -632,7 +596,7 @@ class Session:
         self.vm.log.warn(
             "dropped {dropped} bytes of output that no shim came for",
             event="undelivered",
-            dropped=self.undelivered + self.output.dropped,
+            dropped=self.exit.undelivered + self.output.dropped,
             **self.fields,
         )
         self.end()
@@ -667,7 +631,7 @@ class Session:
             self._fail(RequestError("process has exited"))
             self._forgetStdin()
             self.vm.processes.end(self)
-            self._queueExit()
+            self._deliverExit()
         elif self.state is SessionState.DETACHED and self.token is not None:
             self._forgetOutput()
             self.vm.processes.dropToken(self)
@@ -680,8 +644,8 @@ class Session:
 
     def _free(self) -> None:
         """It has ended: nobody finds it any more."""
-        for wait in (self._exitWait, self._endWait):
-            cancel(wait)
+        self.exit.cancel()
+        cancel(self._endWait)
         self._forgetStdin()
         self.vm.processes.free(self)
 

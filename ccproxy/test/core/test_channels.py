@@ -77,7 +77,7 @@ class ResyncTests(SynchronousTestCase):
         session = shim.client.session
         assert session is not None
         vm = vmOf(session)
-        session.exitEvent(0)
+        session.exit.tell(0)
         self.clock.advance(vm.context.limits.exitTimeout)
         (ended,) = shim.frames()
         self.assertIs(ended.type, FrameType.NOTIFICATION)
