@@ -5,7 +5,6 @@ The parts of the documentation that the code knows best: its options, limits and
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from enum import Enum
 from pathlib import Path
 from types import GenericAlias
 from typing import Any
@@ -21,8 +20,10 @@ from ccproxy.admin.openapi import document
 from ccproxy.admin.routes import ROUTES
 from ccproxy.config.settings import optionName
 from ccproxy.core import states
+from ccproxy.core.context import Context
 from ccproxy.core.limits import Limits
 from ccproxy.core.registry import Registry
+from ccproxy.core.states import I, S
 from ccproxy.ctl import ccproxyctl
 from ccproxy.ctl.asking import STATUSES
 from ccproxy.ctl.manpages import daemonOptions
@@ -104,7 +105,7 @@ def metricTable() -> str:
     """The table of the daemon's own metrics."""
     clock: Any = Clock()
     nowhere: Any = None
-    registry = Registry(connector=nowhere, clock=clock, wallClock=clock.seconds)
+    registry = Registry(Context(clock, clock.seconds), nowhere)
     health = Health(LoopLag(clock), 1.0, bool)
     rows = []
     for family in DaemonCollector(registry, health, Events(clock), int).collect():
@@ -113,7 +114,7 @@ def metricTable() -> str:
     return table(["metric", "type", "meaning"], rows, "40 10 50")
 
 
-def stateTable(transitions: Mapping[tuple[Enum, Enum], Enum]) -> str:
+def stateTable(transitions: Mapping[tuple[S, I], S]) -> str:
     """A lifecycle: a row for each state, a column for each input."""
     kinds = next(iter(transitions))
     inputs = list(type(kinds[1]))
