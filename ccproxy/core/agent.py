@@ -7,7 +7,6 @@ from __future__ import annotations
 from typing import Any, ClassVar, Protocol
 
 import attrs
-from twisted.logger import Logger
 
 from ..errors import AgentError, InternalError, RequestError, VMGone
 from ..interfaces import IConnection
@@ -24,7 +23,6 @@ from .commands import (
 from .context import Wait, cancel
 from .control import ControlQueue
 from .outlet import Outlet
-from .processes import Processes
 from .records import Reader, Writer, derived, formOf, part, read, saved, transient
 from .starts import Starts, StartsVM
 
@@ -32,19 +30,10 @@ from .starts import Starts, StartsVM
 class AgentVM(StartsVM, Protocol):
     """A VM, as its agent's side knows it."""
 
-    processes: Processes
     starts: Starts
-
-    @property
-    def log(self) -> Logger: ...
-    @property
-    def fields(self) -> dict[str, Any]: ...
 
     def readyIsPast(self) -> None:
         """The agent has answered C{ping} without READY."""
-
-    def channelBroken(self, io: bool) -> None:
-        """An internal error has made it unknown what was written to a channel."""
 
 
 @attrs.define(eq=False)

@@ -20,31 +20,22 @@ further.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Optional, Protocol
+from typing import ClassVar, Literal, Optional, Protocol
 
 import attrs
-from twisted.logger import Logger
 
-from ..interfaces import IConnection
-from .context import Context, Wait, cancel
+from .context import Wait, cancel
 from .output import Shim
+from .ports import VMPort
 from .processes import Processes
 from .records import Ago, Left, Place, Reader, Writer, derived, moment, reference, saved, transient
 from .session import Session
 
 
-class FlowVM(Protocol):
+class FlowVM(VMPort, Protocol):
     """A VM, as far as the flow of its output is concerned."""
 
-    context: Context
-    io: IConnection | None
-
-    @property
-    def fields(self) -> dict[str, Any]: ...
-    @property
-    def log(self) -> Logger: ...
-    @property
-    def processes(self) -> Processes: ...
+    processes: Processes
 
 
 @attrs.define(eq=False)

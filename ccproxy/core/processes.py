@@ -42,13 +42,6 @@ class Tokens(Protocol):
     def makeBase(self) -> Callable[[], int]: ...
 
 
-class ProcessesVM(SessionVM, Protocol):
-    """A VM, as the table of its sessions knows it."""
-
-    def learn(self, dialect: Dialect) -> None:
-        """The agent has shown what it is."""
-
-
 @attrs.define(eq=False)
 class Processes:
     """
@@ -59,7 +52,7 @@ class Processes:
     @ivar base: what is added to every sequence number; 0 for a VM whose READY came.
     """
 
-    _vm: ProcessesVM = transient()
+    _vm: SessionVM = transient()
     _registry: Tokens = transient()
     byNumber: dict[int, Session] = transient(attrs.Factory(dict), init=False)
     numbers: dict[int, Session] = transient(attrs.Factory(dict), init=False)

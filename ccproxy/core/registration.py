@@ -6,17 +6,16 @@ before (promise P20).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import attrs
-from twisted.logger import Logger
 
 from ..errors import DeadlineExceeded, InternalError, RegistryError, RequestError
 from ..wire.codes import ControlCode
 from ..wire.payloads import RegisterVM
 from .agent import Agent
 from .commands import PingCommand, Requester, Slot
-from .context import Context
+from .ports import VMPort
 from .processes import Processes
 from .records import reference, saved, transient
 from .states import VMState
@@ -39,22 +38,14 @@ class Registrant(Requester, Protocol):
         """Be attached to a VM no longer."""
 
 
-class RegistrationVM(Protocol):
+class RegistrationVM(VMPort, Protocol):
     """A VM, as its registration knows it."""
 
-    containerId: str
-    context: Context
-    processes: Processes
     agent: Agent
+    processes: Processes
     request: RegisterVM
-    state: VMState
-
     resync: bool
-
-    @property
-    def fields(self) -> dict[str, Any]: ...
-    @property
-    def log(self) -> Logger: ...
+    state: VMState
 
     def later(
         self, name: str, delay: float, action: Callable[..., object], *args: object

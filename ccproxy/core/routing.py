@@ -10,28 +10,18 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ..interfaces import IConnection
 from ..wire.codes import Stream
 from ..wire.messages import IO_HEADER, readMessage
 from ..wire.translation import SIZE, runLength, translate
-from .context import Context
-from .flow import Flow
+from .flow import Flow, FlowVM
 from .outlet import MOST_PER_SEND
-from .processes import Processes
 from .session import Session
-from .tally import Traffic
 
 
-class RoutedVM(Protocol):
+class RoutedVM(FlowVM, Protocol):
     """A VM, as far as the way of its output is concerned."""
 
-    context: Context
-    io: IConnection | None
-    processes: Processes
     flow: Flow
-
-    @property
-    def traffic(self) -> Traffic: ...
 
 
 class _Gathered:

@@ -10,11 +10,10 @@ process.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import attrs
 from msgspec import Meta
-from twisted.logger import Logger
 
 from ..errors import AgentError, InternalError, NotAShim, RegistryError, RequestError
 from ..wire.codes import ControlCode, Dialect, Stream
@@ -26,6 +25,7 @@ from .context import Context, Wait, cancel
 from .exits import Exit
 from .outlet import MOST_PER_SEND
 from .output import Output, Shim
+from .ports import VMPort
 from .records import Count, custom, derived, moment, part, reference, saved, timer
 from .signals import HeldForm, HeldSignals, readHeld, writeHeld
 from .states import SESSION_TABLE, SessionInput, SessionState, advance
@@ -94,19 +94,11 @@ class ParkedStarts(Protocol):
         """Tell all who wait for a start what the agent has answered."""
 
 
-class SessionVM(Protocol):
+class SessionVM(VMPort, Protocol):
     """A VM, as its sessions know it."""
 
-    containerId: str
-    context: Context
     stdin: StdinScheduler
 
-    @property
-    def log(self) -> Logger: ...
-    @property
-    def fields(self) -> dict[str, Any]: ...
-    @property
-    def dialect(self) -> Dialect: ...
     @property
     def processes(self) -> SessionTable: ...
     @property
@@ -115,13 +107,6 @@ class SessionVM(Protocol):
     def startsProcesses(self) -> bool: ...
     @property
     def readFor(self) -> float: ...
-
-    def send(self, command: ControlCommand) -> None:
-        """
-        Queue a command for the agent.
-
-        @raise RequestError: it cannot be sent, or too many wait already.
-        """
 
     def recheck(self, session: Session) -> None:
         """A session may have room again, or has gained or lost its shim."""

@@ -11,29 +11,18 @@ import attrs
 
 from ..errors import DeadlineExceeded, RequestError
 from ..wire.codes import Dialect
-from .commands import ControlCommand, StartCommand
-from .context import Context, Wait, cancel
+from .commands import StartCommand
+from .context import Wait, cancel
+from .ports import VMPort
 from .processes import Processes
 from .records import Left, Place, Reader, Writer, derived, transient
 from .session import Session
 
 
-class StartsVM(Protocol):
+class StartsVM(VMPort, Protocol):
     """A VM, as its starts know it."""
 
-    containerId: str
-    context: Context
     processes: Processes
-
-    def send(self, command: ControlCommand) -> None:
-        """
-        Queue a command for the agent.
-
-        @raise RequestError: it cannot be sent, or too many wait already.
-        """
-
-    def withdraw(self, command: ControlCommand) -> None:
-        """Take back a command if it still waits."""
 
 
 @attrs.define(eq=False)

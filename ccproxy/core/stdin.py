@@ -21,7 +21,7 @@ read (L{ccproxy.core.flow}).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import attrs
 
@@ -29,9 +29,9 @@ from ..interfaces import IConnection
 from ..wire.codes import Dialect
 from ..wire.decoder import Buffer
 from ..wire.messages import IO_HEADER
-from .context import Budget, Context
+from .context import Budget
+from .ports import VMPort
 from .records import Count, Reader, Writer, derived, saved, transient
-from .tally import Traffic
 
 #: The most that a session may send before it is another's turn; also the hypervisor's read size.
 TURN = 4096
@@ -156,20 +156,6 @@ class StdinQueue:
         self.size = self._offset = 0
 
 
-class StdinVM(Protocol):
-    """A VM, as far as stdin is concerned."""
-
-    context: Context
-    io: IConnection | None
-    traffic: Traffic
-
-    @property
-    def dialect(self) -> Dialect: ...
-
-    def channelBroken(self, io: bool) -> None:
-        """An internal error has made it unknown what was written to a channel."""
-
-
 @attrs.define(eq=False)
 class StdinScheduler:
     """
@@ -179,7 +165,7 @@ class StdinScheduler:
     @ivar resting: the queues of the messages that the channel's socket has not taken.
     """
 
-    _vm: StdinVM = transient()
+    _vm: VMPort = transient()
     turns: list[StdinQueue] = transient(attrs.Factory(list), init=False)
     resting: list[StdinQueue] = transient(attrs.Factory(list), init=False)
     _rest: bytes = saved(b"", crash=False, init=False)
