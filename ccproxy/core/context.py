@@ -50,6 +50,11 @@ class Clock(Protocol):
         """Call C{callable(*args)} in C{delay} seconds."""
 
 
+def isDue(wait: Wait | None) -> bool:
+    """Return whether there is a wait that is not over."""
+    return wait is not None and wait.active()
+
+
 def cancel(wait: Wait | None) -> None:
     """Cancel a wait, if there is one that is not over."""
     if wait is not None and wait.active():

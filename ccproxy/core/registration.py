@@ -5,7 +5,7 @@ before (promise P20).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, cast
 
 import attrs
@@ -15,9 +15,10 @@ from ..wire.codes import ControlCode
 from ..wire.payloads import RegisterVM
 from .agent import Agent
 from .commands import PingCommand, Requester, Slot
+from .context import Wait, cancel, isDue
 from .ports import VMPort
 from .processes import Processes
-from .records import reference, saved, transient
+from .records import reference, saved, timer, transient
 from .states import VMState
 
 
@@ -47,11 +48,6 @@ class RegistrationVM(VMPort, Protocol):
     resync: bool
     state: VMState
 
-    def later(
-        self, name: str, delay: float, action: Callable[..., object], *args: object
-    ) -> None:
-        """Call C{action(*args)} in C{delay} seconds; C{name} is what is written down of it."""
-
     def ioResponse(self, tokens: Sequence[str]) -> bytes:
         """Return the payload of the response to RegisterVM."""
 
@@ -73,19 +69,26 @@ class Registration:
     _vm: RegistrationVM = transient()
     slot: Slot | None = reference("slots", None)
     _readyMayCome: bool = saved(True, init=False)
+    _readyWait: Wait | None = timer("neverReady", key="neverReadyIn")
+    _pingWait: Wait | None = timer("askPing", key="askPingIn")
 
     @property
     def client(self) -> Registrant | None:
         """The client that waits for the response."""
         return cast(Registrant, self.slot.client) if self.slot is not None else None
 
-    def begin(self) -> None:
-        """READY has its deadline from now on."""
-        self._vm.later("_neverReady", self._vm.context.limits.readyTimeout, self.neverReady)
+    def waitForReady(self, seconds: float) -> None:
+        """READY has a deadline from now on."""
+        self._readyWait = self._vm.context.later(seconds, self.neverReady)
 
-    def connected(self) -> None:
-        """Both channels are connected: the agent may speak."""
-        self._vm.later("_askPing", self._vm.context.limits.readyPing, self.askPing)
+    def waitToAsk(self, seconds: float) -> None:
+        """Both channels are connected: if the agent is silent for so long, it is asked."""
+        self._pingWait = self._vm.context.later(seconds, self.askPing)
+
+    def cancelWaits(self) -> None:
+        """Wait for nothing more."""
+        cancel(self._readyWait)
+        cancel(self._pingWait)
 
     def received(self, code: int, body: bytes) -> bool:
         """
@@ -167,11 +170,10 @@ class Registration:
         if not answered and state in (VMState.CONNECTING, VMState.WAITING, VMState.REGISTERED):
             self._vm.notRegistered(error)
 
-    def repair(self, waits: bool, channels: bool) -> None:
+    def repair(self, channels: bool) -> None:
         """
         Finish what a turn has begun that was cut short: see L{ccproxy.core.context}.
 
-        @param waits: whether READY has a deadline.
         @param channels: whether both channels are open.
         """
         if self.slot is not None and self.slot.reply is not None:
@@ -180,7 +182,8 @@ class Registration:
             return
         state, client = self._vm.state, self.client
         goesOn = state is VMState.CONNECTING or (state is VMState.WAITING and channels)
-        if not (goesOn and waits and client is not None and client.registering is self._vm):
+        known = client is not None and client.registering is self._vm
+        if not (goesOn and known and isDue(self._readyWait)):
             self.fail(InternalError())
 
     def answer(self, error: RequestError) -> None:

@@ -17,7 +17,7 @@ from ..wire.payloads import RegisterVM
 from .agent import Agent
 from .commands import ControlCommand, Slot
 from .console import ConsoleRing
-from .context import Context, Wait, cancel
+from .context import Context, Wait, cancel, isDue
 from .control import ControlQueue
 from .flow import Flow
 from .processes import Processes, Tokens
@@ -33,6 +33,7 @@ from .records import (
     nested,
     part,
     saved,
+    timer,
     transient,
 )
 from .registration import Registrant, Registration
@@ -119,7 +120,9 @@ class VM:
     created: float = moment(0.0, init=False)
     lostAt: float = moment(0.0, key="lost", init=False)
     _notify: bool = saved(False, init=False)
-    _waits: dict[str, tuple[Wait, tuple[object, ...]]] = transient(attrs.Factory(dict), init=False)
+    _lostReason: str = saved("", init=False)
+    _lastWordsWait: Wait | None = timer("lastWords", key="lastWordsIn")
+    _forgottenWait: Wait | None = timer("forgotten", key="forgottenIn")
 
     def __attrs_post_init__(self) -> None:
         self.context = self.registry.context
@@ -142,25 +145,19 @@ class VM:
     def _readClients(self, places: list[Place], reader: Reader) -> None:
         self.clients.update(reader.thing("clients", place) for place in places)
 
-    def _waitsLeft(self, writer: Writer) -> dict[str, tuple[float, str]]:
-        left = [(name, writer.left(wait), args) for name, (wait, args) in self._waits.items()]
-        return {
-            name: (seconds, "".join(map(str, args)))
-            for name, seconds, args in left
-            if seconds is not None
-        }
-
     def _readWaits(self, waits: dict[str, tuple[float, str]], reader: Reader) -> None:
-        actions: dict[str, Callable[..., object]] = {
-            "_neverReady": self.registration.neverReady,
-            "_askPing": self.registration.askPing,
-            "_lastWords": self._lastWords,
-            "_forgotten": self._forgotten,
-        }
+        """Go on with the waits of form 1."""
         for name, (left, reason) in waits.items():
-            if name in actions:
-                args = [VMGone(reason)] if reason else []
-                self.later(name, reader.left(left), actions[name], *args)
+            seconds = reader.left(left)
+            if name == "_neverReady":
+                self.registration.waitForReady(seconds)
+            elif name == "_askPing":
+                self.registration.waitToAsk(seconds)
+            elif name == "_lastWords":
+                self._lostReason = reason
+                self._lastWordsWait = reader.later(seconds, self.lastWords)
+            elif name == "_forgotten":
+                self._forgottenWait = reader.later(seconds, self.forgotten)
 
     def _turnPlaces(self, writer: Writer) -> list[Place | None]:
         queues = self.stdin.turns
@@ -179,7 +176,7 @@ class VM:
         derived("control", Optional[Count], None, lambda vm, writer: writer.key(vm.control)),
         derived("io", Optional[Count], None, lambda vm, writer: writer.key(vm.io)),
         derived("clients", list[Place], list, _clientPlaces, _readClients),
-        derived("waits", dict[str, tuple[Left, str]], dict, _waitsLeft, _readWaits),
+        derived("waits", dict[str, tuple[Left, str]], dict, lambda *_: {}, _readWaits),
         derived("turns", list[Place], list, _turnPlaces, _readTurns),
     )
 
@@ -218,20 +215,10 @@ class VM:
         self.context.changed(self)
         self.state = state
 
-    def later(
-        self, name: str, delay: float, action: Callable[..., object], *args: object
-    ) -> None:
-        """
-        Call C{action(*args)} in C{delay} seconds, as long as the VM is there.
-
-        @param name: what is written down of it. Each name is waited for once at a time.
-        """
-        self._waits[name] = (self.context.later(delay, action, *args), args)
-
     def _cancelWaits(self) -> None:
-        for wait, _ in self._waits.values():
-            cancel(wait)
-        self._waits.clear()
+        self.registration.cancelWaits()
+        cancel(self._lastWordsWait)
+        cancel(self._forgottenWait)
 
     # -- its sessions
 
@@ -281,7 +268,7 @@ class VM:
 
     def beginRegistration(self) -> None:
         """Have its sockets connected; READY has its deadline from now on."""
-        self.registration.begin()
+        self.registration.waitForReady(self.context.limits.readyTimeout)
         self.registry.connector.connect(self)
 
     def connected(self, control: IConnection, io: IConnection) -> None:
@@ -289,7 +276,7 @@ class VM:
         self.agent.connect(control)
         self.io = io
         self._advance(VMInput.CONNECTED)
-        self.registration.connected()
+        self.registration.waitToAsk(self.context.limits.readyPing)
 
     def connectFailed(self, reason: str) -> None:
         """
@@ -408,8 +395,8 @@ class VM:
         self.channelEnded(io, _BROKEN)
 
     def _channelLost(self, channel: str, reason: str) -> None:
-        error = VMGone(f"{self.containerId}: VM is lost: the {channel} channel {reason}")
-        poweredOff = self.agent.poweringOff
+        self._lostReason = f"{self.containerId}: VM is lost: the {channel} channel {reason}"
+        error, poweredOff = VMGone(self._lostReason), self.agent.poweringOff
         if self.state in (VMState.REGISTERED, VMState.UNREGISTERED):
             known = self.state is VMState.REGISTERED
             self.lostAt = self.context.clock.seconds()
@@ -425,22 +412,31 @@ class VM:
             )
             self.agent.drop(error, keep=poweredOff)
             self.starts.failAll(error)
-            self.later("_lastWords", LAST_WORDS, self._lastWords, error)
-            if known:
-                self.later("_forgotten", self.context.limits.lostTimeout, self._forgotten)
+            self._lastWordsWait = self.context.later(LAST_WORDS, self.lastWords)
+            self._waitToBeForgotten()
         if self.io is None and self.control is None:
             if poweredOff:
                 self.agent.poweredOff()
             self._close(error)
 
-    def _lastWords(self, error: RequestError) -> None:
+    def lastWords(self) -> None:
         """The other channel has had its time, unless a full session has held it up meanwhile."""
         if self.flow.readFor < LAST_WORDS and self.io is not None:
-            self.later("_lastWords", LAST_WORDS, self._lastWords, error)
+            self._lastWordsWait = self.context.later(LAST_WORDS, self.lastWords)
         else:
-            self._close(error)
+            self._close(VMGone(self._lostReason))
 
-    def _forgotten(self) -> None:
+    def _waitToBeForgotten(self) -> None:
+        """A lost VM is forgotten after a while; another one is not lost any more."""
+        if self.state is not VMState.LOST:
+            cancel(self._forgottenWait)
+        elif not isDue(self._forgottenWait):
+            context = self.context
+            due = self.lostAt + context.limits.lostTimeout
+            delay = max(0.0, due - context.clock.seconds())
+            self._forgottenWait = context.later(delay, self.forgotten)
+
+    def forgotten(self) -> None:
         """Nobody has unregistered it since it was lost."""
         if self.state is VMState.LOST:
             self.unregister()
@@ -466,9 +462,7 @@ class VM:
 
     def repair(self) -> None:
         """Finish what a turn has begun that was cut short: see L{ccproxy.core.context}."""
-        waiting = {name for name, (wait, _) in self._waits.items() if wait.active()}
-        channels = None not in (self.control, self.io)
-        self.registration.repair("_neverReady" in waiting, channels)
+        self.registration.repair(None not in (self.control, self.io))
         if self.state is VMState.UNREGISTERED:
             self._retired()
         known = self.state in (VMState.REGISTERED, VMState.UNREGISTERED)
@@ -480,7 +474,7 @@ class VM:
             if self.state is VMState.GONE:
                 self.registry.forget(self)
             open = self.control is not None or self.io is not None
-            if not (open and "_lastWords" in waiting):
+            if not (open and isDue(self._lastWordsWait)):
                 self._close(VMGone(f"{self.containerId}: VM is lost"))
         self.agent.writable()
         self.starts.repair()
@@ -492,10 +486,9 @@ class VM:
         """Close the channels, and end or hand over what is left to the sessions."""
         self.registry.connector.abandon(self)
         self.console.close()
-        forget = self._forgottenWait()
-        self._cancelWaits()
-        if forget is not None:
-            self.later("_forgotten", forget, self._forgotten)
+        self.registration.cancelWaits()
+        cancel(self._lastWordsWait)
+        self._waitToBeForgotten()
         for io in (False, True):
             self._disconnect(io)
         self.agent.drop(error)
@@ -503,13 +496,6 @@ class VM:
         for session in list(self.processes.sessions):
             session.vmGone(self._notify)
         self.registry.channelsClosed(self)
-
-    def _forgottenWait(self) -> float | None:
-        """Seconds until a lost VM is forgotten, or L{None} if it is not lost."""
-        if self.state is not VMState.LOST:
-            return None
-        clock = self.context.clock
-        return max(0.0, self.lostAt + self.context.limits.lostTimeout - clock.seconds())
 
 
 def checkFree(vm: VM | None, containerId: str) -> None:

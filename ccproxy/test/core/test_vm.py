@@ -566,7 +566,7 @@ class LossTests(SynchronousTestCase):
         agent.control.end()
         world.clock.pump([2.0] * 1000)
         self.assertFalse(agent.io.closed)
-        self.assertLess(len(agent.vm._waits), 10)
+        self.assertLess(len(world.clock.getDelayedCalls()), 10)
 
     def test_undelivered(self) -> None:
         """P7: what was not delivered outlives the VM, and its token with it, for 30 s."""
