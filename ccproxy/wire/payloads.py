@@ -19,7 +19,7 @@ from .text import notUTF8
 
 #: The most I/O tokens that one command can ask for.
 MAX_STREAMS = 4096
-#: The longest containerId, in characters.
+#: The longest id of a VM, a container or a process, in characters.
 MAX_ID = 1024
 SIGWINCH = 28
 

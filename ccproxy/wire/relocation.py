@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import re
 from json.decoder import scanstring  # type: ignore[attr-defined]
-from typing import Any, Optional
+from typing import Annotated, Any, Optional
 
 import attrs
-from msgspec import Raw, UnsetType
+from msgspec import Meta, Raw, UnsetType
 
 from ..errors import BadPayload, RequestError
-from .payloads import decode
+from .payloads import MAX_ID, decode
 
 #: What hyperstart 0.x knows of C{process}; it reads nothing behind another key.
 HYPERSTART0_KEYS = frozenset(
@@ -32,11 +32,14 @@ _spaces = re.compile(r"[ \t\n\r]*")
 _Member = tuple[str, int, int, int]
 
 
+_Id = Optional[Annotated[str, Meta(max_length=MAX_ID)]]
+
+
 @attrs.frozen
 class _Process:
     args: Optional[list[str]] = None
     terminal: Optional[bool] = None
-    id: Optional[str] = None
+    id: _Id = None
     stdio: Optional[int] = None
     stderr: Optional[int] = None
 
@@ -44,13 +47,13 @@ class _Process:
 @attrs.frozen
 class _NewContainer:
     process: Optional[_Process] = None
-    id: Optional[str] = None
+    id: _Id = None
 
 
 @attrs.frozen
 class _ExecCmd:
     process: Optional[_Process] = None
-    container: Optional[str] = None
+    container: _Id = None
 
 
 @attrs.frozen

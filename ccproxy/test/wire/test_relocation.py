@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.errors import BadPayload, RequestError
+from ccproxy.wire.payloads import MAX_ID
 from ccproxy.wire.relocation import StartData
 
 SPACES = st.sampled_from(["", " ", "\n", "\t\r "])
@@ -204,6 +205,20 @@ class RefusalTests(SynchronousTestCase):
         """Without args, the agent would crash."""
         for process in (b"{}", b'{"args":null}', b'{"args":[]}'):
             self.assertIn("args", self.refused(b'{"process":%b}' % process))
+
+    def test_longIds(self) -> None:
+        """Ids of containers and processes have at most 1024 characters, as those of VMs."""
+        for length, good in ((MAX_ID, True), (MAX_ID + 1, False)):
+            id = b"i" * length
+            for name, data in (
+                ("newcontainer", b'{"id":"%s","process":{"args":["x"]}}' % id),
+                ("newcontainer", b'{"process":{"id":"%s","args":["x"]}}' % id),
+                ("execcmd", b'{"container":"%s","process":{}}' % id),
+            ):
+                if good:
+                    parse(data, name)
+                else:
+                    self.assertIn("length <= 1024", self.refused(data, name))
 
     def test_wrongTypes(self) -> None:
         """The error names the field."""
