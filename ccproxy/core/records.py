@@ -376,17 +376,23 @@ class _Plan:
     all: list[tuple[Callable[[Any], Any], _Recorded]]
 
 
+def _hint(cls: type, name: str) -> Any:
+    """Return the type of an attribute. Those of others may be none that typing understands."""
+    owner = next(each for each in cls.__mro__ if name in vars(each).get("__annotations__", ()))
+    alone = {"__annotations__": {name: owner.__annotations__[name]}, "__module__": owner.__module__}
+    return get_type_hints(type("", (), alone), include_extras=True)[name]
+
+
 def _recorded(cls: type, path: str) -> Iterator[_Recorded]:
-    hints = get_type_hints(cls, include_extras=True)
     for each in attrs.fields(cls):
         kind = each.metadata.get("record")
         if kind is None:
             raise TypeError(f"{cls.__name__}.{each.name} does not say how it persists")
         if isinstance(kind, _Part):
-            yield from _recorded(hints[each.name], f"{path}{each.name}.")
+            yield from _recorded(_hint(cls, each.name), f"{path}{each.name}.")
         elif not isinstance(kind, _Transient):
             key = kind.key or each.name.lstrip("_")
-            of = hints[each.name] if kind.type is None else kind.type
+            of = _hint(cls, each.name) if kind.type is None else kind.type
             default = kind.default if isinstance(kind, _Custom) else each.default
             if isinstance(kind, _Nested):
                 default = of = formOf(of)

@@ -13,12 +13,7 @@ import pexpect
 from twisted.trial.unittest import SynchronousTestCase
 
 from ...testing.daemon import Daemon, environment, eventually, script
-from ..terminals import TIMEOUT, interactiveShell
-
-
-def pgrep(text: str) -> bytes:
-    """The pids of the processes whose command line is this."""
-    return subprocess.run(["pgrep", "-xf", text], check=False, capture_output=True).stdout
+from ..terminals import TIMEOUT, expectRunning, interactiveShell, pgrep
 
 
 class EmbeddedTestCase(SynchronousTestCase):
@@ -135,15 +130,15 @@ class CCTests(EmbeddedTestCase):
 
     def test_interrupted(self) -> None:
         """Ctrl-C and Ctrl-\\ at a cooked terminal end what a shell has started, too."""
-        shell = self.shell()
+        shell, sleep = self.shell(), f"sleep 1000.{os.getpid()}"
         for key, status in (("\x03", 130), ("\x1c", 131)):
-            shell.sendline("ctl run -- sh -c 'echo up; sleep 1000; true'")
-            shell.expect_exact("up\r\n")
+            shell.sendline(f"ctl run -- sh -c 'echo up; {sleep}; true'")
+            expectRunning(shell, sleep)
             shell.send(key)
             # hyperstart 1.x reports 0 for whatever a signal has killed.
             shell.expect_exact(f"[{status if self.dialect == 'cc' else 0}]")
-        shell.sendline("ctl run -- sh -c 'trap \"echo trapped\" INT; echo up; sleep 1000; cat'")
-        shell.expect_exact("up\r\n")
+        shell.sendline(f"ctl run -- sh -c 'trap \"echo trapped\" INT; echo up; {sleep}; cat'")
+        expectRunning(shell, sleep)
         shell.send("\x03")
         shell.expect_exact("trapped\r\n")
         shell.send("\x03")

@@ -340,7 +340,7 @@ class SocketTests(DaemonTestCase):
         asked = self.cleared(Daemon.byTwistd("--admin-socket=/proc/none/admin.sock"))
         asked.spawn()
         self.assertEqual(asked.wait(), 1)
-        self.assertIn("cannot start: cannot listen on /proc/none/admin.sock", asked.log())
+        asked.waitLog("cannot start: cannot listen on /proc/none/admin.sock")
 
     def test_stop(self) -> None:
         """The daemon can be ended, in order."""
@@ -369,7 +369,7 @@ class SocketTests(DaemonTestCase):
         second = self.cleared(Daemon.byTwistd(f"--metrics-address={address}"))
         second.spawn()
         self.assertEqual(second.wait(), 1)
-        self.assertIn(f"cannot serve metrics on {address}: ", second.log())
+        second.waitLog(f"cannot serve metrics on {address}: ")
 
     def test_anyPort(self) -> None:
         """With port 0 the log has the address where metrics can be had."""

@@ -85,5 +85,5 @@ class ConfigTests(DaemonTestCase):
             self.client(daemon).call(Command.ATTACH_VM, {"containerId": "none"})
             eventually(daemon.isIdle, "it waits for more")
             self.assertEqual(daemon.stop(signal.SIGABRT), -signal.SIGABRT)
-            self.assertIn("Fatal Python error: Aborted", daemon.log())
-            self.assertIn("in doPoll", daemon.log())
+            daemon.waitLog("Fatal Python error: Aborted")
+            daemon.waitLog("in doPoll")

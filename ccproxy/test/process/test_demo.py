@@ -24,7 +24,7 @@ import ccproxy
 from ccproxy.testing.daemon import environment, script
 
 from ...ctl.demo import Demo
-from ..terminals import interactiveShell
+from ..terminals import expectRunning, interactiveShell
 
 DEADLINE = 60.0
 
@@ -263,7 +263,7 @@ class MakeTests(DemoTestCase):
         for key, status in (("\x03", 130), ("\x1c", 131)):
             for command in (self.sleep, f"{self.sleep}; true"):
                 shell = self.spawn(f"make run CMD='echo up; {command}'")
-                shell.expect_exact("up\r\n")
+                expectRunning(shell, self.sleep)
                 shell.send(key)
                 shell.expect_exact(f"[{status}]")
                 self.leave(shell)
@@ -272,7 +272,7 @@ class MakeTests(DemoTestCase):
         """A command that survives Ctrl-C goes on; the second one in a row ends everything."""
         command = f'trap "echo got it" INT; echo up; {self.sleep}'
         shell = self.spawn(f"make run CMD='{command}; cat'")
-        shell.expect_exact("up\r\n")
+        expectRunning(shell, self.sleep)
         shell.sendintr()
         shell.expect_exact("got it\r\n")
         shell.sendline("hello")
@@ -280,7 +280,7 @@ class MakeTests(DemoTestCase):
         shell.sendeof()
         shell.expect_exact("[0]")
         shell.sendline(f"make run CMD='{command}; {self.sleep}'")
-        shell.expect_exact("up\r\n")
+        expectRunning(shell, self.sleep)
         shell.sendintr()
         shell.expect_exact("got it\r\n")
         shell.sendintr()
@@ -314,7 +314,7 @@ class MakeTests(DemoTestCase):
         """SIGTERM and SIGHUP for the shim are for the command alone, and make says nothing."""
         for name, status in (("TERM", 143), ("HUP", 129)):
             shell = self.spawn(f"make run CMD='echo up; exec {self.sleep}'")
-            shell.expect_exact("up\r\n")
+            expectRunning(shell, self.sleep)
             [shim] = [
                 pid
                 for pid in _mentioning("ccproxyctl\0run\0")
@@ -329,7 +329,7 @@ class MakeTests(DemoTestCase):
         shell = self.spawn("make run CMD=yes | head -n 1; echo ${PIPESTATUS[0]}")
         shell.expect_exact("y\r\n141\r\n")
         shell.sendline(f"make run CMD='echo up; {self.sleep}; true' | cat")
-        shell.expect_exact("up\r\n")
+        expectRunning(shell, self.sleep)
         shell.sendintr()
         shell.expect_exact("[130]")
         self.leave(shell)

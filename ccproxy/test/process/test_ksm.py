@@ -91,4 +91,4 @@ class KSMTests(DaemonTestCase):
         began = time.monotonic()
         self.assertEqual(daemon.stop(), 0)
         self.assertLess(time.monotonic() - began, 30)
-        self.assertIn("KSM is busy", daemon.log())
+        daemon.waitLog("KSM is busy")

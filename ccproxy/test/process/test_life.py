@@ -140,7 +140,7 @@ class SocketTests(DaemonTestCase):
             second = self.cleared(Daemon(command=begin))
             second.spawn()
             self.assertEqual(second.wait(), 1, second.log())
-            self.assertIn(first.path, second.log())
+            second.waitLog(first.path)
             self.assertNotIn("Traceback", second.log())
         self.client(first).probe()
 
@@ -164,7 +164,7 @@ class SocketTests(DaemonTestCase):
         self.assertEqual(daemon.wait(), 1)
         with open(daemon.path) as file:
             self.assertEqual(file.read(), "precious")
-        self.assertIn(daemon.path, daemon.log())
+        daemon.waitLog(daemon.path)
 
     def test_foreign(self) -> None:
         """P17: on the way out, a socket that has become another's is left alone."""
@@ -272,7 +272,7 @@ class InheritedSocketTests(DaemonTestCase):
             self.assertFalse(os.path.exists(f"{daemon.path}.admin"))
             self.assertEqual(daemon.stop(), 0, daemon.log())
             self.assertRaises(BlockingIOError, other.accept)
-        self.assertIn(f"listening on unix://{path}", daemon.log())
+        daemon.waitLog(f"listening on unix://{path}")
 
     def test_noAdminBeside(self) -> None:
         """If no admin socket can be made beside the passed one, the default path is used."""
@@ -293,7 +293,7 @@ class InheritedSocketTests(DaemonTestCase):
         self.addCleanup(client.close)
         client.probe()
         self.assertFalse(os.path.exists(daemon.path))
-        self.assertIn("the service manager has passed the socket", daemon.log())
+        daemon.waitLog("the service manager has passed the socket")
         self.assertEqual(daemon.stop(), 0)
 
     def test_anothers(self) -> None:

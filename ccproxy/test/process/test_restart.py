@@ -346,7 +346,7 @@ class SmallRestartTests(RestartCase):
         other.start()
         self.restartNow()
         vm.usable()
-        self.assertIn("event=socket-lost", self.daemon.log())
+        self.daemon.waitLog("event=socket-lost")
         self.client(other).probe()
         self.assertEqual(self.daemon.stop(), 0)
         self.client(other).probe()
@@ -371,7 +371,7 @@ class SupervisorTests(DaemonTestCase):
         daemon = self.cleared(supervised("--no-such-option"))
         daemon.spawn()
         self.assertNotEqual(daemon.wait(), 0)
-        self.assertIn("the daemon could not start", daemon.log())
+        daemon.waitLog("the daemon could not start")
 
     def test_hangs(self) -> None:
         """A daemon that does not end when it is told to is killed."""
@@ -384,7 +384,7 @@ class SupervisorTests(DaemonTestCase):
         daemon.spawn()
         daemon.waitLog("up")
         self.assertEqual(daemon.stop(), 128 + signal.SIGKILL)
-        self.assertIn("killing it", daemon.log())
+        daemon.waitLog("killing it")
 
     def test_starting(self) -> None:
         """A daemon that is only starting is told to restart, or to reload, when it serves."""
@@ -404,7 +404,7 @@ class SupervisorTests(DaemonTestCase):
         daemon.waitLog("event=started")
         daemon.process.send_signal(signal.SIGUSR2)
         self.assertEqual(daemon.stop(), 0)
-        self.assertIn("event=stopped", daemon.log())
+        daemon.waitLog("event=stopped")
         self.assertFalse(os.path.exists(daemon.path))
 
     def test_noProgram(self) -> None:
@@ -414,7 +414,7 @@ class SupervisorTests(DaemonTestCase):
         )
         daemon.spawn()
         self.assertEqual(daemon.wait(), 127)
-        self.assertIn("cannot run /no/such/daemon", daemon.log())
+        daemon.waitLog("cannot run /no/such/daemon")
 
     def test_full(self) -> None:
         """A full store is logged; a restart that would lose connections does not happen."""
@@ -434,7 +434,7 @@ class SupervisorTests(DaemonTestCase):
         # A signal to the daemon itself insists.
         os.kill(before, signal.SIGTERM)
         self.assertEqual(daemon.wait(), 0)
-        self.assertIn("event=stopped", daemon.log())
+        daemon.waitLog("event=stopped")
 
     def test_fewDescriptors(self) -> None:
         """
@@ -541,7 +541,7 @@ class SupervisorTests(DaemonTestCase):
     def test_noManager(self) -> None:
         """Where nobody keeps descriptors, that is said, and SIGTERM is the end."""
         daemon = self.cleared(Daemon.byTwistd("--keep-descriptors")).start()
-        self.assertIn("event=store-missing", daemon.log())
+        daemon.waitLog("event=store-missing")
         self.assertEqual(daemon.stop(), 0)
 
 

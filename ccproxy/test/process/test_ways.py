@@ -124,8 +124,8 @@ class TwistTests(WayTestCase):
             pid = self.start(daemon)
             self.assertUsable(daemon, pid)
             self.assertEndsInOrder(daemon, pid)
-            self.assertIn("event=started", daemon.log())
-            self.assertIn("event=stopped", daemon.log())
+            daemon.waitLog("event=started")
+            daemon.waitLog("event=stopped")
 
     def test_logFile(self) -> None:
         """C{--log-file} is where the log goes, at our own level."""
@@ -213,7 +213,7 @@ class TwistdTests(WayTestCase):
         daemon = self.daemon(*script("twistd"), "ccproxy", "--socket-path", first.path)
         daemon.spawn()
         self.assertEqual(daemon.wait(), 1)
-        self.assertIn("cannot listen on", daemon.log())
+        daemon.waitLog("cannot listen on")
         log = Path(daemon.directory, "twistd.log")
         eventually(lambda: log.exists() and "cannot start" in log.read_text(), "the reason")
         eventually(lambda: not Path(daemon.directory, "twistd.pid").exists(), "the end")
@@ -233,7 +233,7 @@ class TwistdTests(WayTestCase):
                 before = folder.stat().st_mtime_ns
                 daemon.spawn()
                 self.assertEqual(daemon.wait(), 1)
-                self.assertIn("cannot start: cannot", daemon.log())
+                daemon.waitLog("cannot start: cannot")
                 # Nothing was ever made in it.
                 self.assertEqual(folder.stat().st_mtime_ns, before)
 
@@ -273,7 +273,7 @@ class PidFileTests(WayTestCase):
         second = self.daemon(*script("twistd"), "-n", f"--pidfile={path}", *OPTIONS)
         second.start()
         self.assertEqual(path.read_text(), str(pid))
-        self.assertIn("event=pid-file-taken", second.log())
+        second.waitLog("event=pid-file-taken")
         self.assertEqual(second.stop(), 0)
         self.assertEqual(path.read_text(), str(pid))
 
