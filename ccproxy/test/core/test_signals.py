@@ -8,6 +8,7 @@ import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccproxy.wire.codes import Command, ControlCode, Dialect, FrameType, Stream
+from ccproxy.wire.payloads import MAX_ID
 
 from ..memory import MemoryClient, World, errorText, startData
 
@@ -232,7 +233,7 @@ class StartTests(SynchronousTestCase):
         """hyperstart 1.x has such a process already: refused, with texts of bounded length."""
         world = World(Dialect.HYPERSTART1)
         agent, runtime, tokens = world.register(streams=2)
-        name = "p" * 5000
+        name = "p" * MAX_ID
         world.process(agent, runtime, tokens[0], kind="execcmd", id=name)
         shim = world.shim(tokens[1])
         shim.send(Command.SIGNAL, {"signalNumber": 2})
