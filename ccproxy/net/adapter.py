@@ -16,7 +16,8 @@ from ..core.context import Clock, Wait, cancel
 from ..interfaces import IConnection, IStreamSink
 from ..wire.decoder import Buffer
 from .buffered import IBufferedProtocol
-from .transport import StreamTransport, hungUp
+from .sockets import hungUp
+from .transport import StreamTransport
 
 #: Seconds between two checks whether the peer of a connection that is not read has hung up.
 HANGUP_INTERVAL = 1.0

@@ -27,7 +27,7 @@ from .binding import (
 )
 from .ordinary import attach
 from .polling import Poller
-from .transport import hungUp
+from .sockets import hungUp
 
 #: Seconds until the next try when not even one descriptor is left to turn a client away with.
 STARVED_INTERVAL = 1.0

@@ -34,6 +34,7 @@ from ..interfaces import IConnection
 from .buffered import IBufferedProtocol
 from .polling import HANGUP, READ_SIZE
 from .sending import SocketWriter
+from .sockets import MARKS, NO_OFFSET, SO_PEEK_OFF, hungUp, polled
 
 #: A unit of which so many bytes have come, and not its end, is taken in parts: a socket may not
 #: hold more of it.
@@ -41,31 +42,6 @@ LONG_UNIT = 64 << 10
 #: Reads for one L{StreamTransport.readNow} of a peer that is there, which may never stop sending:
 #: far more than a socket holds.
 MOST_AT_ONCE = 32
-
-#: A socket option that is not in Python's module: the offset at which peeking begins.
-_SO_PEEK_OFF = 42
-_NO_OFFSET = -1
-#: Offsets that no amount of input reaches.
-_MARKS = (1 << 28, 1 << 29)
-
-
-def skipUsed(kept: socket.socket, mark: int = 0, journalled: int = 0) -> int:
-    """
-    Take from a socket what a process that has died has used of its input.
-
-    @param mark: which input its journal speaks of: L{StreamTransport.mark}.
-    @param journalled: how many bytes of that it has used, as the journal says.
-    @return: how many bytes that was.
-    """
-    left = kept.getsockopt(SOL_SOCKET, _SO_PEEK_OFF)
-    kept.setsockopt(SOL_SOCKET, _SO_PEEK_OFF, _NO_OFFSET)
-    if left in _MARKS:
-        left = journalled if left == mark else 0
-    skipped = 0
-    with suppress(BlockingIOError):
-        while skipped < left and (data := kept.recv(left - skipped)):
-            skipped += len(data)
-    return skipped
 
 
 class _Life(enum.Enum):
@@ -79,23 +55,6 @@ class _Life(enum.Enum):
 _OPEN, _ENDED, _CLOSED = _Life
 
 
-def hungUp(fd: int) -> bool:
-    """
-    Return whether the peer of a stream socket has closed both directions, or a listening socket
-    was shut down.
-
-    @param fd: the socket's descriptor.
-    """
-    return bool(_polled(fd, 0))
-
-
-def _polled(fd: int, events: int) -> list[tuple[int, int]]:
-    """What C{poll} says now about a descriptor, a hang-up included."""
-    poll = select.poll()
-    poll.register(fd, events)
-    return poll.poll(0)
-
-
 @implementer(IConnection)
 @attrs.define(eq=False, weakref_slot=False)
 class StreamTransport(SocketWriter):
@@ -107,7 +66,7 @@ class StreamTransport(SocketWriter):
     @ivar kept: whether its socket survives this process, and so remembers what of its input has
         been used. The kernel has an offset for peeking in each socket, and lowers it by what is
         taken from the socket: it is a note that changes in one step with the input itself.
-        L{skipUsed} reads it.
+        L{skipUsed <ccproxy.net.sockets.skipUsed>} reads it.
     """
 
     queued: bool = attrs.field(default=False, init=False)
@@ -191,11 +150,7 @@ class StreamTransport(SocketWriter):
         self._readOn()
 
     def fail(self, reason: Failure) -> None:
-        """
-        Close for a reason that is not the protocol's, which is told.
-
-        @param reason: what it is told.
-        """
+        """Close for a reason that is not the protocol's, and tell it C{reason}."""
         self._close(reason)
 
     # Reading.
@@ -319,11 +274,11 @@ class StreamTransport(SocketWriter):
         while size and (count := self._socket.recv_into(scratch, size)):
             size -= count
         if kept:
-            self._note(_NO_OFFSET)
+            self._note(NO_OFFSET)
             self._marked = False
 
     def _note(self, offset: int) -> None:
-        self._socket.setsockopt(SOL_SOCKET, _SO_PEEK_OFF, offset)
+        self._socket.setsockopt(SOL_SOCKET, SO_PEEK_OFF, offset)
 
     def mark(self) -> int:
         """
@@ -336,7 +291,7 @@ class StreamTransport(SocketWriter):
             return 0
         if not self._marked:
             self._marked = True
-            self._mark = _MARKS[self._mark == _MARKS[0]]
+            self._mark = MARKS[self._mark == MARKS[0]]
             self._note(self._mark)
         return self._mark
 
@@ -383,7 +338,7 @@ class StreamTransport(SocketWriter):
         if self._receiving or self._life is not _OPEN:
             return
         self._readable = True
-        self._hungUp = bool(_polled(self.fileno(), select.POLLRDHUP))
+        self._hungUp = bool(polled(self.fileno(), select.POLLRDHUP))
         reads = 0
         try:
             while self._life is _OPEN and not self._paused and self._readable:

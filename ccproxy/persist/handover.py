@@ -9,36 +9,36 @@ are the same in every process. docs/reliability has the whole story.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Optional
+from collections.abc import MutableMapping, Sequence
+from typing import TYPE_CHECKING
 
 import attrs
 import msgspec
-from twisted.internet.task import Clock
-from twisted.logger import LogEvent, Logger, LogLevel
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from .. import __version__
-from ..core.context import Context
-from ..core.registry import Registry
-from ..core.resuming import Resumed, TrialConnection, resume
+from ..core.resuming import Resumed, resume
 from ..core.salvage import salvage
-from ..core.snapshot import BadSnapshot, Key, Snapshot, seal, unseal
-from ..core.vm import VM
+from ..core.snapshot import BadSnapshot, Key, Snapshot
 from ..core.writing import write
 from ..interfaces import IConnection
 from ..net.binding import ListeningSocket, credentials
-from ..net.connecting import ChannelsForm, Connector
+from ..net.connecting import Connector
 from ..net.listening import UNIXListener
 from ..net.ordinary import attach
 from ..net.passed import Passed, endAndClose, takePassed
 from ..net.protocols import AgentChannel
-from ..net.transport import StreamTransport, skipUsed
-from .consoles import ConsoleForm, resumeConsoles, writeConsoles
-from .journal import JOURNAL, STAGING, Journal, keysInto, readJournal
+from ..net.sockets import skipUsed
+from ..net.transport import StreamTransport
+from .consoles import resumeConsoles, writeConsoles
+from .entries import readJournal
+from .journal import JOURNAL, STAGING, Journal, keysInto
 from .listeners import JoinedPods, ListeningForm, listeningForm
 from .outliving import contentsOf, sealedFile, waitingIn
+from .state import HandoverForm, decoded, encoded, peersOf
 from .store import DescriptorStore
+from .trial import tryRestore
 
 if TYPE_CHECKING:
     from socket import socket
@@ -51,38 +51,6 @@ STATE, CONNECTIONS = "state", "-"
 SETTLE_TIMEOUT = 30.0
 #: Seconds that the manager may take to accept the new journal. No client is served meanwhile.
 RESUME_TIMEOUT = 5.0
-
-
-@attrs.frozen
-class HandoverForm:
-    """
-    All that the next process is told, in the form of L{ccproxy.core.snapshot.VERSION}.
-
-    @ivar writer: the version of ccproxy that wrote it, for the log.
-    @ivar snapshots: what the core knows: all at once, or VM by VM.
-    @ivar rests: what was taken from sockets and not used.
-    @ivar channels: what the connector knows of the VMs.
-    @ivar generation: which journal it goes on from: with a later one, it is out of date.
-    @ivar consoles: what their consoles have said last.
-    @ivar listening: the client socket.
-    @ivar pods: the sockets of pods that have joined.
-    @ivar used: after a crash, what was used of the input of connections: see
-        L{EntryForm <ccproxy.persist.journal.EntryForm>}.
-    """
-
-    writer: str
-    snapshots: list[Snapshot] = attrs.field(factory=list)
-    rests: dict[Key, bytes] = attrs.field(factory=dict)
-    channels: list[ChannelsForm] = attrs.field(factory=list)
-    listening: Optional[ListeningForm] = None
-    pods: list[ListeningForm] = attrs.field(factory=list)
-    used: dict[Key, tuple[int, int]] = attrs.field(factory=dict)
-    generation: int = 0
-    consoles: dict[int, ConsoleForm] = attrs.field(factory=dict)
-
-
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(HandoverForm)
 
 
 class Handover:
@@ -123,7 +91,7 @@ class Handover:
         files = [each for each in passed if each.name.startswith((STATE, JOURNAL, STAGING))]
         if files:
             self._form = self._read(files)
-        wanted = set() if self._form is None else _wanted(self._form)
+        wanted = set() if self._form is None else self._form.sockets
         for each in passed:
             if each not in files:
                 self._takeSocket(each, wanted)
@@ -156,7 +124,7 @@ class Handover:
                 for each in files
                 if not each.name.startswith(STAGING)
             }
-            form = _decoder.decode(unseal(contents[STATE])) if STATE in contents else None
+            form = decoded(contents[STATE]) if STATE in contents else None
             if form is None or form.generation < self._generation:
                 # There is none, or the process that wrote it, or took it up, has gone on since.
                 self._crashed = True
@@ -185,7 +153,14 @@ class Handover:
 
     def _salvaged(self, form: HandoverForm) -> HandoverForm:
         """Drop what cannot be restored, with its sockets: nothing may be restored by half."""
-        snapshots, dropped = salvage(form.snapshots, lambda some: self._try(form, some))
+
+        def attempt(some: Sequence[Snapshot]) -> None:
+            connected = peersOf(some).keys() & self._sockets.keys()
+            tryRestore(
+                self._connector, some, connected, form.channels, form.consoles, self._crashed
+            )
+
+        snapshots, dropped = salvage(form.snapshots, attempt)
         for each in dropped:
             self._log.failure(
                 "dropped, as it cannot be restored; its connections are closed",
@@ -194,40 +169,10 @@ class Handover:
                 vm=", ".join(each.vms) or None,
                 client=", ".join(each.clients) or None,
             )
-        rest = attrs.evolve(form, snapshots=snapshots)
-        for key in (_peers(form).keys() - _peers(rest).keys()) & self._sockets.keys():
+        gone = peersOf(form.snapshots).keys() - peersOf(snapshots).keys()
+        for key in gone & self._sockets.keys():
             endAndClose(self._sockets.pop(key))
-        return rest
-
-    def _try(self, form: HandoverForm, snapshots: Sequence[Snapshot]) -> None:
-        """
-        Do all that L{resume} does with snapshots, without effect.
-
-        @raise Exception: L{resume} would fail.
-        """
-        real, clock = self._registry.context, Clock()
-        events: list[LogEvent] = []
-        clock.rightNow = real.clock.seconds()
-        connector = _TrialConnector(self._poller)
-        context = Context(
-            clock,
-            real.wallClock,
-            real.limits,
-            Logger(observer=events.append),  # type: ignore[arg-type]
-            whenChanged=_sendNow,
-        )
-        registry = connector.registry = Registry(
-            context, connector, agentDialect=self._registry.agentDialect
-        )
-        keys = _peers(attrs.evolve(form, snapshots=list(snapshots))).keys() & self._sockets.keys()
-        resumed = resume(registry, snapshots, dict.fromkeys(keys, TrialConnection()))
-        resumeConsoles(registry.vms.values(), form.consoles)
-        connector.adopt(form.channels, {})
-        if self._crashed:
-            resumed.recover()
-        resumed.begin()
-        for failure in (event["log_failure"] for event in events if "log_failure" in event):
-            raise failure.value
+        return attrs.evolve(form, snapshots=snapshots)
 
     def _readJournals(self, contents: dict[str, bytes], files: list[Passed]) -> HandoverForm:
         """
@@ -330,7 +275,7 @@ class Handover:
     ) -> dict[Key, IConnection]:
         """Make connections of the sockets that are the core's."""
         connections: dict[Key, IConnection] = {}
-        peers = _peers(form)
+        peers = peersOf(form.snapshots)
         for key in peers.keys() & self._sockets.keys():
             made = self._sockets.pop(key)
             protocol = AgentChannel(self._registry)
@@ -366,7 +311,7 @@ class Handover:
             sessions=len(registry.tokens),
             clients=len(registry.clients),
             writer=form.writer,
-            missing=len(_peers(form)) - connections or None,
+            missing=len(peersOf(form.snapshots)) - connections or None,
         )
 
     # -- handing over
@@ -393,7 +338,7 @@ class Handover:
         """
         self._registry.context.flush()
         form, descriptors = self._written(listener)
-        data = seal(_encoder.encode(form))
+        data = encoded(form)
         state = sealedFile(data)
         reason = "the service manager does not take it all"
         try:
@@ -446,42 +391,3 @@ class Handover:
         kept = self.store.sockets
         descriptors = [each for key, each in sockets.items() if key not in kept]
         return form, descriptors + self._connector.consoles()
-
-
-def _sendNow(changed: Iterable[object]) -> None:
-    """Stand for a journal in a trial."""
-    for thing in changed:
-        if isinstance(thing, VM):
-            thing.agent.sendNow()
-
-
-class _TrialConnector(Connector):
-    """Connects nothing."""
-
-    def connect(self, vm: VM) -> None:
-        """See L{IConnector.connect}."""
-
-    def _openConsole(self, vm: VM, sockets: object) -> None:
-        pass
-
-
-def _peers(form: HandoverForm) -> dict[Key, str]:
-    """All connections of the core, and what they are called in logs, if not by who is there."""
-    peers: dict[Key, str] = {}
-    for snapshot in form.snapshots:
-        for client in snapshot.clients:
-            if client.connection is not None:
-                peers[client.connection] = ""
-        for vm in snapshot.vms:
-            for key, path in ((vm.control, vm.request.ctlSerial), (vm.io, vm.request.ioSerial)):
-                if key is not None:
-                    peers[key] = path
-    return peers
-
-
-def _wanted(form: HandoverForm) -> set[Key]:
-    """All sockets that a state is about."""
-    wanted = {*_peers(form), *(pod.key for pod in form.pods)}
-    if form.listening is not None:
-        wanted.add(form.listening.key)
-    return wanted | {each.console for each in form.channels if each.console is not None}

@@ -17,7 +17,7 @@ from ...net.console import LONGEST_LINE, MOST_LINES, Console
 from ...net.ordinary import attach
 from ...persist import consoles
 from ...persist.consoles import ConsoleForm, resumeConsoles, writeConsoles
-from ...persist.handover import HandoverForm
+from ...persist.state import HandoverForm
 from ..memory import World
 from ..sockets import SocketCase
 

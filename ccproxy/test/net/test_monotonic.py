@@ -33,7 +33,7 @@ WALL_CLOCK = {
 ALLOWED = {
     ("core/control.py", "sent", "context.wallClock"),
     ("admin/service.py", "startService", "context.wallClock"),
-    ("persist/handover.py", "_read", "context.wallClock"),
+    ("persist/trial.py", "tryRestore", "context.wallClock"),
     ("log/formats.py", "render", "time.localtime"),
     ("log/daemonlog.py", "_reportRefused", "time.time"),
     ("log/daemonlog.py", "report", "time.time"),

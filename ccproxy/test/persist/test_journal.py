@@ -25,15 +25,8 @@ from ccproxy.net.notify import Notifier
 from ccproxy.net.ordinary import attach
 from ccproxy.net.protocols import ClientProtocol, ControlChannel, IOChannel
 from ccproxy.persist import journal as _journal
-from ccproxy.persist.journal import (
-    _ENTRY,
-    MAX_RETRY,
-    MIN_RETRY,
-    EntryForm,
-    Journal,
-    _encoded,
-    readJournal,
-)
+from ccproxy.persist.entries import ENTRY, EntryForm, encoded, readJournal
+from ccproxy.persist.journal import MAX_RETRY, MIN_RETRY, Journal
 from ccproxy.persist.store import DescriptorStore
 from ccproxy.wire.codes import Command, ControlCode, Dialect
 from ccproxy.wire.frames import FrameDecoder
@@ -65,7 +58,7 @@ def read(data: bytes) -> dict[int, str]:
 
 #: Two VMs, one that is written twice, and one that is gone at the end.
 ENTRIES = [entry(1, "one"), entry(2, "two"), entry(1, "one again"), EntryForm(2)]
-PIECES = [_encoded(form) for form in ENTRIES]
+PIECES = [encoded(form) for form in ENTRIES]
 JOURNAL = _BEGINNING + b"".join(PIECES)
 #: Where each entry ends, and what is known then.
 ENDS = list(accumulate(map(len, PIECES), initial=len(_BEGINNING)))
@@ -97,13 +90,13 @@ class DamageTests(SynchronousTestCase):
 
     def test_garbage(self) -> None:
         """What stands behind the last entry is nobody's business."""
-        for garbage in (b"\0" * 7, b"\xff" * 100, b"x", PIECES[0][: _ENTRY.size + 5]):
+        for garbage in (b"\0" * 7, b"\xff" * 100, b"x", PIECES[0][: ENTRY.size + 5]):
             self.assertEqual(read(JOURNAL + garbage), KNOWN[-1])
 
     def test_otherForm(self) -> None:
         """An entry that was written whole, and makes no sense, is refused."""
         body = b"\xa3new"
-        strange = _ENTRY.pack(len(body), zlib.crc32(body)) + body
+        strange = ENTRY.pack(len(body), zlib.crc32(body)) + body
         error = self.assertRaises(BadSnapshot, read, JOURNAL + strange)
         self.assertIn("the journal has another form", str(error))
 

@@ -41,20 +41,15 @@ from ccproxy.errors import CCProxyError
 from ccproxy.net.notify import Notifier
 from ccproxy.net.passed import FIRST, PREFIX, Passed, inodeOf, takePassed
 from ccproxy.net.rights import MOST_HELD, Received, RightsSocket
-from ccproxy.net.transport import skipUsed
+from ccproxy.net.sockets import skipUsed
 from ccproxy.persist import restart as _restart
-from ccproxy.persist.handover import STATE, Handover, HandoverForm
-from ccproxy.persist.journal import (
-    JOURNAL,
-    MOST_STAGED,
-    EntryForm,
-    Journal,
-    _encoded,
-    readJournal,
-)
+from ccproxy.persist.entries import MOST_STAGED, EntryForm, encoded, readJournal
+from ccproxy.persist.handover import STATE, Handover
+from ccproxy.persist.journal import JOURNAL, Journal
 from ccproxy.persist.outliving import waitingIn
 from ccproxy.persist.restart import STOP_TIMEOUT, Restart
 from ccproxy.persist.restarting import HANDED_OVER
+from ccproxy.persist.state import HandoverForm
 from ccproxy.persist.store import MOST_NAMES, DescriptorStore
 from ccproxy.wire.codes import Command, ControlCode
 from ccproxy.wire.payloads import RegisterVM
@@ -184,7 +179,7 @@ class JournalTests(SynchronousTestCase):
 
     def read(self, *entries: EntryForm, cut: int = 0, **staged: bytes) -> Any:
         """What a journal with these entries says."""
-        data = seal(b"") + b"".join(map(_encoded, entries))
+        data = seal(b"") + b"".join(map(encoded, entries))
         return readJournal(data[: len(data) - cut], staged)
 
     def waiting(self, found: Any, serial: int) -> bytes:
@@ -199,7 +194,7 @@ class JournalTests(SynchronousTestCase):
 
     def test_torn(self) -> None:
         """An entry that was not written whole was not written."""
-        for cut in range(1, len(_encoded(self.entry(2, b"new"))) + 1):
+        for cut in range(1, len(encoded(self.entry(2, b"new"))) + 1):
             found = self.read(self.entry(2, b"old"), self.entry(2, b"new"), cut=cut)
             self.assertEqual(self.waiting(found, 2), b"old")
 
@@ -411,7 +406,7 @@ class RestartTests(SynchronousTestCase):
         """A VM whose entry has another form is dropped; what a pipe has for another one counts."""
         good, bad = (JournalTests().entry(serial, b"two", "a") for serial in (1, 2))
         bad.snapshot = Snapshot(serial=-1)
-        data = seal(b"") + _encoded(bad) + _encoded(good)
+        data = seal(b"") + encoded(bad) + encoded(good)
         found = readJournal(data, {"a": b"two"})
         self.assertEqual((list(found.vms), list(found.damaged)), ([1], [2]))
         self.assertEqual(JournalTests().waiting(found, 1), b"two")

@@ -21,8 +21,8 @@ from ccproxy.core.snapshot import HEADER, Snapshot, seal
 from ccproxy.core.states import SessionState
 from ccproxy.core.writing import write
 from ccproxy.net.passed import PREFIX, inodeOf
-from ccproxy.persist.handover import HandoverForm
 from ccproxy.persist.restarting import WORKING_DESCRIPTORS
+from ccproxy.persist.state import HandoverForm
 from ccproxy.testing.agent import ScriptedAgent
 from ccproxy.testing.client import BlockingClient, commandFrame, hyperPayload, registration
 from ccproxy.testing.daemon import Daemon, environment, eventually, script
