@@ -294,6 +294,7 @@ class KilledShimTests(FaultTestCase):
         self.assertEqual(os.read(reading, 1), b"*")
         os.close(reading)
         child.kill()
+        child.wait()  # until then it holds the connection
 
     def assertKilled(self, process: Running, what: str) -> None:
         """The process has been sent SIGKILL."""
