@@ -107,6 +107,15 @@ class UNIXListener:
     def _watch(self) -> None:
         self._poller.watch(self.fileno(), self.accept)
 
+    def hold(self) -> None:
+        """Let those who connect wait, until L{goOn}."""
+        self._poller.unwatch(self.fileno())
+
+    def goOn(self) -> None:
+        """Accept those who wait, and all others, unless this has stopped meanwhile."""
+        if self._listening is not None:
+            self._watch()
+
     def _open(self) -> ListeningSocket:
         """
         @raise CannotListen: there can be no socket.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -62,7 +62,7 @@ class EmbeddedVM(MultiService):
         self._serve = serve
         self._allow = allow
         self._directory: str | None = None
-        self._registering: Deferred[None] | None = None
+        self.registering: Deferred[None] = succeed(None)
 
     def startService(self) -> None:
         """Start the agent, and register it."""
@@ -73,8 +73,8 @@ class EmbeddedVM(MultiService):
         agent.setName(self._name)
         agent.setServiceParent(self)
         super().startService()
-        self._registering = Deferred.fromCoroutine(self._register(control, io))
-        self._registering.addErrback(self._failed)
+        self.registering = Deferred.fromCoroutine(self._register(control, io))
+        self.registering.addErrback(self._failed)
 
     def _failed(self, failure: Failure) -> None:
         if self.running:  # else it is the stop that has cancelled the registration
@@ -116,8 +116,7 @@ class EmbeddedVM(MultiService):
         return Deferred.fromCoroutine(self._stop(super().stopService()))
 
     async def _stop(self, agent: Deferred[None]) -> None:
-        if self._registering is not None:
-            self._registering.cancel()
+        self.registering.cancel()
         try:
             await agent
         finally:

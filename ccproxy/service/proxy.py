@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import IService, MultiService, Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 
@@ -380,6 +380,12 @@ class ProxyService(MultiService):
             self.privilegedStartService()
         self.restart.resume()
         super().startService()
+        listener = self.listeningService.listener
+        if listener is not None and self.embedded.services:
+            # Whoever finds a daemon that accepts finds its VMs.
+            listener.hold()
+            registering = DeferredList([vm.registering for vm in self.embedded])
+            registering.addCallback(lambda _: listener.goOn())
         self.log.info("listening on {path}", event="started", path=self.registry.registry.url)
 
     def handOver(self, insist: bool) -> bool:

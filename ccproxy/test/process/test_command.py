@@ -11,7 +11,7 @@ import time
 from ccproxy import __version__
 from ccproxy.test.processes import DaemonTestCase, ProcessTestCase, runProxy
 from ccproxy.testing.client import failure
-from ccproxy.testing.daemon import Daemon, environment, eventually, script
+from ccproxy.testing.daemon import Daemon, environment, script
 from ccproxy.wire.codes import Command
 
 
@@ -173,12 +173,7 @@ class TwistdTests(DaemonTestCase):
         begin += ["--socket-path", "{socket}", "--embedded-vm=inside"]
         daemon = self.cleared(Daemon(command=begin))
         daemon.start()
-        client = self.client(daemon)
-
-        def isUsable() -> bool:
-            return not client.call(Command.ATTACH_VM, {"containerId": "inside"}).error
-
-        eventually(isUsable, "the embedded VM is registered")
+        self.client(daemon).attachVM("inside")
         self.assertEqual(daemon.stop(), 0)
 
     def test_badOption(self) -> None:
@@ -224,9 +219,5 @@ class ConfinedEmbeddedTests(ProcessTestCase):
     options = ("--log-level=debug", "--vm-socket-dir=/nonexistent", "--embedded-vm=inside")
 
     def test_inside(self) -> None:
-        """The daemon's own VM can be used wherever others' sockets must be."""
-
-        def isUsable() -> bool:
-            return not self.client().call(Command.ATTACH_VM, {"containerId": "inside"}).error
-
-        eventually(isUsable, "the embedded VM is registered")
+        """The daemon's own VM can be used at once, and wherever others' sockets must be."""
+        self.client().attachVM("inside")

@@ -259,11 +259,7 @@ class InheritedSocketTests(DaemonTestCase):
             _, path = self.launched(1, daemon=daemon)
             client = BlockingClient(path, 60)
             self.addCleanup(client.close)
-
-            def isUsable() -> bool:
-                return not client.call(Command.ATTACH_VM, {"containerId": "inside"}).error
-
-            eventually(isUsable, "the embedded VM is registered")
+            client.attachVM("inside")
             connection = UNIXConnection(f"{path}.admin")
             self.addCleanup(connection.close)
             connection.request("GET", "/v1/status")

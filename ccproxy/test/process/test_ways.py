@@ -87,15 +87,11 @@ class WayTestCase(DaemonTestCase):
         """Commands run in its embedded VM, with no signal held back, as the daemon's user."""
         command = [*script("ccproxyctl"), "run", "--socket-path", daemon.path, "--vm", "inside"]
         command += ["--", "sh", "-c", "id -u; grep SigBlk /proc/self/status"]
-
-        def ran() -> str | None:
-            result = subprocess.run(
-                command, env=environment(), stdin=subprocess.DEVNULL, capture_output=True,
-                text=True, timeout=60, check=False,
-            )  # fmt: skip
-            return result.stdout if result.returncode == 0 else None
-
-        words = eventually(ran, "it runs").split()
+        ran = subprocess.run(
+            command, env=environment(), stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, timeout=60, check=True,
+        )  # fmt: skip
+        words = ran.stdout.split()
         user = Path(f"/proc/{pid}/status").read_text().partition("Uid:")[2].split()[0]
         self.assertEqual(words, [user, "SigBlk:", "0" * 16])
 
